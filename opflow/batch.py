@@ -1,0 +1,68 @@
+"""What a model is trained on: one batch of inputs, targets and what belongs to them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Batch:
+    """One batch, every part optional.
+
+    Attributes:
+        input: fields (batch, channel, *grid), or measurements.
+        target: fields (batch, channel, *grid) or point values (batch, points, channel).
+        coords: coordinates (points, dim), or (batch, points, dim).
+        parameters: named parameters of the equation, each (batch, ...).
+        mask: True where a measurement or a point counts.
+        weight: quadrature weights, broadcastable to the target's grid or points.
+        index: the samples' numbers in their data set (batch,), named when training has to stop.
+
+    >>> Batch(input=torch.zeros(2, 1, 8)).batch_size
+    2
+    """
+
+    input: Tensor | None = None
+    target: Tensor | None = None
+    coords: Tensor | None = None
+    parameters: Mapping[str, Tensor] | None = None
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    index: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples."""
+        for part in (self.input, self.target, self.index):
+            if part is not None:
+                return part.shape[0]
+        raise ValueError("this batch has neither input, target nor index, so its size is unknown.")
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """Move every part to a device; `dtype` converts the floating-point parts only."""
+
+        def move(part: Any) -> Any:
+            if isinstance(part, Mapping):
+                return {name: move(value) for name, value in part.items()}
+            if isinstance(part, Tensor):
+                return part.to(device=device, dtype=dtype if part.is_floating_point() else None)
+            return part
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+def apply_model(model: nn.Module, batch: Batch) -> Tensor:
+    """Call `model` with the non-None of (input, coords), then `parameters` and `mask` where its forward declares them."""
+    positional = [part for part in (batch.input, batch.coords) if part is not None]
+    optional = {"parameters": batch.parameters, "mask": batch.mask}
+    if all(part is None for part in optional.values()):
+        return model(*positional)
+    inner = model.module if hasattr(model, "module") and isinstance(model.module, nn.Module) else model
+    declared = inspect.signature(inner.forward).parameters
+    return model(*positional, **{name: part for name, part in optional.items() if part is not None and name in declared})

@@ -1,0 +1,195 @@
+"""Files and folders that reach their final name only whole, and that are read only when they are what they claim.
+
+A writer works on a temporary name in the same folder, then: flush, fsync, `os.replace`, fsync of the folder. A crash, a
+full disk or a SIGKILL at any moment leaves the old content, or none, under the final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_TEMPORARY = re.compile(r"\.tmp\.(\d+)\.[0-9a-f]{8}$")
+
+
+class DamagedFileError(OSError):
+    """A file is truncated, altered or not what its name says."""
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path` in one step, on failure it vanishes.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with atomic_file(target) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> target.read_text()
+    'whole'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; what was there before is unchanged") from error
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it becomes `path` in one step. An existing `path` is refused."""
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another name or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for child in sorted(temporary.rglob("*")):
+            _sync(child)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; what was there before is unchanged") from error
+    finally:
+        _remove(temporary)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a whole file, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically; equal values give equal bytes."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file, or say in one sentence what is wrong with it."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not valid JSON ({error}); it is damaged or not written by opflow.") from error
+
+
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_stale_temporaries(folder: str | Path) -> None:
+    """Remove the temporaries that dead processes left in `folder` (a SIGKILL skips every clean-up)."""
+    for child in Path(folder).iterdir():
+        match = _TEMPORARY.search(child.name)
+        if match and not _is_alive(int(match.group(1))):
+            _remove(child)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def claim_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Take `folder` for output: new or empty is fine, an existing one needs ``resume`` (kept) or ``overwrite`` (emptied).
+
+    Raises:
+        FileExistsError: it holds something and neither was asked for.
+        OSError: it cannot be written to; raised now, before any work.
+    """
+    folder = Path(folder)
+    if resume and overwrite:
+        raise ValueError("resume and overwrite were both given; resume keeps the folder, overwrite empties it: choose one.")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, not a folder; choose another output folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if overwrite:
+            shutil.rmtree(folder)
+        elif not resume:
+            raise FileExistsError(f"{folder} already holds files; pass --resume to continue there or --overwrite to start again.")
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = _temporary_name(folder / "probe")
+    probe.touch()
+    probe.unlink()
+    remove_stale_temporaries(folder)
+    return folder
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors, atomically. Tensors that share memory are written apart."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file.
+
+    Raises:
+        DamagedFileError: the file is a pickle (refused: unpickling runs code), truncated, or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = Path(path).read_bytes()
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        raise DamagedFileError(
+            f"{path} is a pickle (.pt or .pth), which can run code when it is opened; opflow reads weights from safetensors only. "
+            "Convert it where you trust it: torch.load(..., weights_only=True), then safetensors.torch.save_file."
+        )
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DamagedFileError(f"{path} is not a whole safetensors file ({error}); restore it or use an older checkpoint.") from error
+
+
+if sys.platform == "win32":  # pragma: no cover
+
+    def _sync(path: Path) -> None:  # type: ignore[no-redef]
+        """Windows cannot fsync a folder opened for reading; os.replace is atomic there."""

@@ -1,0 +1,92 @@
+"""Shapes and protocols: what the parts of opflow expect of each other, stated once.
+
+The aliases carry axis names for readers and type checkers (jaxtyping, a development dependency);
+at run time they are plain ``torch.Tensor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    Field = Float[Tensor, "batch channel *grid"]
+    Points = Float[Tensor, "*batch points dim"]
+    Scalar = Float[Tensor, ""]
+else:
+    Field = Points = Scalar = Tensor
+
+
+@runtime_checkable
+class Derivatives(Protocol):
+    """A function together with its derivatives, however they are computed.
+
+    A problem's residual is written once against this protocol; collocation points supply it by automatic
+    differentiation, grids by finite differences or spectrally.
+    """
+
+    @property
+    def value(self) -> Tensor:
+        """The function itself, at every point."""
+        ...
+
+    def __getitem__(self, name: str) -> Derivatives:
+        """One named component, its channel axis dropped."""
+        ...
+
+    def d(self, axes: str) -> Tensor:
+        """A partial derivative, one letter a differentiation: ``d("xx")`` is u_xx."""
+        ...
+
+    def gradient(self) -> tuple[Tensor, ...]:
+        """All first derivatives with respect to the space coordinates."""
+        ...
+
+    def laplacian(self) -> Tensor:
+        """The sum of the unmixed second derivatives over the space coordinates."""
+        ...
+
+    def div_grad(self, a: Derivatives, *, jumps: bool = False) -> Tensor:
+        """div(a grad u); ``jumps=True`` says that ``a`` is discontinuous, so that only a conservative scheme will do."""
+        ...
+
+    def of(self, value: Tensor) -> Derivatives:
+        """The same machinery for another function of the same points, a product for example."""
+        ...
+
+
+@runtime_checkable
+class Preconditioner(Protocol):
+    """An approximate inverse. ``linear``, ``symmetric`` and ``deterministic`` say which Krylov methods may use it."""
+
+    linear: bool
+    symmetric: bool
+    deterministic: bool
+
+    def setup(self, A: Any) -> Preconditioner:
+        """Read the operator once; return self."""
+        ...
+
+    def apply(self, r: Tensor) -> Tensor:
+        """z with A z ~ r, in the shape and dtype of r."""
+        ...
+
+
+class Problem(Protocol):
+    """A partial differential equation with its inputs, its unknowns and a classical solver."""
+
+    coordinates: tuple[str, ...]
+    inputs: tuple[str, ...]
+    unknowns: tuple[str, ...]
+
+    def sample(self, indices: int | Sequence[int], grid: Any, *, seed: int = 0, split: str = "train") -> dict[str, Tensor]:
+        """Random inputs ``{name: (n, *grid)}``; sample i is the same function on every grid."""
+        ...
+
+    def solve(self, inputs: Mapping[str, Tensor], grid: Any, *, rtol: float = 1e-10) -> dict[str, Tensor]:
+        """The unknowns ``{name: (n, *grid)}``."""
+        ...
