@@ -65,4 +65,7 @@ def apply_model(model: nn.Module, batch: Batch) -> Tensor:
         return model(*positional)
     inner = model.module if hasattr(model, "module") and isinstance(model.module, nn.Module) else model
     declared = inspect.signature(inner.forward).parameters
-    return model(*positional, **{name: part for name, part in optional.items() if part is not None and name in declared})
+    return model(
+        *positional,
+        **{name: part for name, part in optional.items() if part is not None and name in declared},
+    )

@@ -32,6 +32,8 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
+    if sys.platform == "win32":  # it cannot open a folder; os.replace is atomic there all the same
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,7 +68,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; what was there before is unchanged") from error
+        raise OSError(
+            error.errno,
+            f"could not write {path}: {error.strerror or error}; what was there before is unchanged",
+        ) from error
     finally:
         _remove(temporary)
 
@@ -88,7 +93,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; what was there before is unchanged") from error
+        raise OSError(
+            error.errno,
+            f"could not write {path}: {error.strerror or error}; what was there before is unchanged",
+        ) from error
     finally:
         _remove(temporary)
 
@@ -109,7 +117,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not valid JSON ({error}); it is damaged or not written by opflow.") from error
+        raise DamagedFileError(
+            f"{path} is not valid JSON ({error}); it is damaged or not written by opflow."
+        ) from error
 
 
 def sha256(path: str | Path) -> str:
@@ -145,14 +155,18 @@ def claim_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = 
     """
     folder = Path(folder)
     if resume and overwrite:
-        raise ValueError("resume and overwrite were both given; resume keeps the folder, overwrite empties it: choose one.")
+        raise ValueError(
+            "resume and overwrite were both given; resume keeps the folder, overwrite empties it: choose one."
+        )
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder; choose another output folder.")
     if folder.is_dir() and any(folder.iterdir()):
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:
-            raise FileExistsError(f"{folder} already holds files; pass --resume to continue there or --overwrite to start again.")
+            raise FileExistsError(
+                f"{folder} already holds files; pass --resume to continue there or --overwrite to start again."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     probe = _temporary_name(folder / "probe")
     probe.touch()
@@ -165,7 +179,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, atomically. Tensors that share memory are written apart."""
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
+    write_bytes(
+        path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    )
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -186,10 +202,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load(content)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file ({error}); restore it or use an older checkpoint.") from error
-
-
-if sys.platform == "win32":  # pragma: no cover
-
-    def _sync(path: Path) -> None:  # type: ignore[no-redef]
-        """Windows cannot fsync a folder opened for reading; os.replace is atomic there."""
+        raise DamagedFileError(
+            f"{path} is not a whole safetensors file ({error}); restore it or use an older checkpoint."
+        ) from error

@@ -57,16 +57,24 @@ class Grid:
         axes = tuple(axes) or AXES[:dim]
         for name, values in (("extent", pairs), ("layout", layout), ("axes", axes)):
             if len(values) != dim:
-                raise ValueError(f"{name} has {len(values)} entries but shape {shape} has {dim} axes; give one entry per axis.")
+                raise ValueError(
+                    f"{name} has {len(values)} entries but shape {shape} has {dim} axes; give one entry per axis."
+                )
         for n, kind, axis in zip(shape, layout, axes, strict=True):
             if kind not in LAYOUTS:
-                raise ValueError(f"layout {kind!r} of axis {axis} is unknown; choose one of {', '.join(LAYOUTS)}.")
+                raise ValueError(
+                    f"layout {kind!r} of axis {axis} is unknown; choose one of {', '.join(LAYOUTS)}."
+                )
             if n < (2 if kind == "nodes" else 1):
-                raise ValueError(f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}.")
+                raise ValueError(
+                    f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}."
+                )
         extents = tuple((float(a), float(b)) for a, b in pairs)  # type: ignore[misc]
         for (a, b), axis in zip(extents, axes, strict=True):
             if not (math.isfinite(a) and math.isfinite(b) and a < b):
-                raise ValueError(f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order.")
+                raise ValueError(
+                    f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order."
+                )
         for name, value in (("shape", shape), ("extent", extents), ("layout", layout), ("axes", axes)):
             object.__setattr__(self, name, value)
 
@@ -88,7 +96,9 @@ class Grid:
             for length, n, kind in zip(self.lengths, self.shape, self.layout, strict=True)
         )
 
-    def coordinates(self, axis: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def coordinates(
+        self, axis: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """The coordinates (n,) along one axis."""
         (a, b), n, kind = self.extent[axis], self.shape[axis], self.layout[axis]
         if kind == "nodes":
@@ -97,12 +107,16 @@ class Grid:
             x = a + (torch.arange(n, dtype=torch.float64) + (0.5 if kind == "cells" else 0.0)) * ((b - a) / n)
         return x.to(dtype=dtype, device=device)
 
-    def points(self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Points:
+    def points(
+        self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Points:
         """All coordinates, (*shape, dim)."""
         lines = [self.coordinates(axis, dtype=dtype, device=device) for axis in range(self.dim)]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
-    def quadrature_weights(self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
+    def quadrature_weights(
+        self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Tensor:
         """Weights w (*shape) with sum(w f) ~ integral of f: trapezoidal on nodes, midpoint on cells, exact for kept modes on periodic axes."""
         weights = torch.ones((), dtype=torch.float64)
         for n, h, kind in zip(self.shape, self.spacing, self.layout, strict=True):
@@ -132,7 +146,9 @@ class Grid:
             if intervals % stride:
                 divisors = [s for s in range(1, intervals) if intervals % s == 0]
                 what = f"{intervals} intervals between its {n} nodes" if kind == "nodes" else f"{n} points"
-                raise ValueError(f"stride {stride} does not divide axis {axis} with {what}; use one of {divisors[:12]}.")
+                raise ValueError(
+                    f"stride {stride} does not divide axis {axis} with {what}; use one of {divisors[:12]}."
+                )
             shape.append(intervals // stride + (kind == "nodes"))
         return self.with_shape(shape)
 
@@ -159,7 +175,12 @@ class Grid:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for files and recipes."""
-        return {"shape": list(self.shape), "extent": [list(e) for e in self.extent], "layout": list(self.layout), "axes": list(self.axes)}
+        return {
+            "shape": list(self.shape),
+            "extent": [list(e) for e in self.extent],
+            "layout": list(self.layout),
+            "axes": list(self.axes),
+        }
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Grid:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -83,10 +84,34 @@ class Problem(Protocol):
     inputs: tuple[str, ...]
     unknowns: tuple[str, ...]
 
-    def sample(self, indices: int | Sequence[int], grid: Any, *, seed: int = 0, split: str = "train") -> dict[str, Tensor]:
+    def sample(
+        self, indices: int | Sequence[int], grid: Any, *, seed: int = 0, split: str = "train"
+    ) -> dict[str, Tensor]:
         """Random inputs ``{name: (n, *grid)}``; sample i is the same function on every grid."""
         ...
 
     def solve(self, inputs: Mapping[str, Tensor], grid: Any, *, rtol: float = 1e-10) -> dict[str, Tensor]:
         """The unknowns ``{name: (n, *grid)}``."""
         ...
+
+
+def check_field(x: Tensor, channels: int, dim: int | None, like: Tensor, owner: str) -> None:
+    """Raise unless `x` is a field (batch, channel, *grid) that `owner`, with parameters such as `like`, can take.
+
+    Raises:
+        ValueError: the rank, the number of channels or the device is wrong. TypeError: the dtype is.
+    """
+    if (x.ndim < 3) if dim is None else (x.ndim != dim + 2):
+        expected = "at least 3" if dim is None else f"{dim + 2}"
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} with {x.ndim} axes, but {owner} expects {expected}: (batch, channel, *grid)."
+        )
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"x has {x.shape[1]} channels but {owner} expects {channels}; "
+            "fields are (batch, channel, *grid), so check that the channel axis is second."
+        )
+    if x.device != like.device:
+        raise ValueError(f"x is on {x.device} but {owner} is on {like.device}; move one with .to(device).")
+    if x.dtype != like.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise TypeError(f"x is {x.dtype} but {owner} works in {like.dtype}; convert one with .to(dtype).")

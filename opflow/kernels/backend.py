@@ -1,0 +1,57 @@
+"""The dispatch rule of every operation: the named backend or an error; else the first that supports the call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+CallT = TypeVar("CallT", contravariant=True)
+
+
+class Backend(Protocol[CallT]):
+    """One implementation of an operation. A call is a small record of shapes, dtypes and devices, never of values."""
+
+    name: str
+
+    def refusal(self, call: CallT) -> str | None:
+        """Why this backend cannot serve the call, in words; None if it can."""
+        ...
+
+
+BackendT = TypeVar("BackendT", bound=Backend)
+
+
+def choose(backends: Sequence[BackendT], call: object, name: str | None = None) -> BackendT:
+    """The backend for a call: `name` or a ValueError with its reason; without a name, the first that does not refuse.
+
+    The choice depends on nothing but the call, so that a resumed run and a compiled graph take the same one.
+    """
+    if name is None:
+        for backend in backends:
+            if backend.refusal(call) is None:
+                return backend
+        raise ValueError(f"no backend supports this call: {explain(backends, call)}.")
+    for backend in backends:
+        if backend.name == name:
+            reason = backend.refusal(call)
+            if reason is not None:
+                raise ValueError(
+                    f"backend {name!r} was asked for, but {reason}; pass backend=None to let opflow choose."
+                )
+            return backend
+    known = ", ".join(repr(backend.name) for backend in backends)
+    raise ValueError(
+        f"backend {name!r} is unknown here; choose one of {known}, or None to let opflow choose."
+    )
+
+
+def explain(backends: Sequence[Backend], call: object) -> str:
+    """One clause a backend, in order of preference: why it refuses, or that it is chosen."""
+    clauses, chosen = [], False
+    for backend in backends:
+        reason = backend.refusal(call)
+        if reason is None:
+            reason = "supported, but an earlier one is chosen" if chosen else "chosen"
+            chosen = True
+        clauses.append(f"{backend.name}: {reason}")
+    return "; ".join(clauses)

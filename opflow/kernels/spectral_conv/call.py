@@ -1,0 +1,96 @@
+"""One call of the spectral convolution: its shapes, checked, and the frequencies that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def weight_grid(n_modes: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes of a spectral weight: all of k = -(m//2) .. (m-1)//2, and k = 0 .. m//2 on the last axis."""
+    return (*n_modes[:-1], n_modes[-1] // 2 + 1)
+
+
+@dataclass(frozen=True)
+class SpectralConvCall:
+    """Shapes, dtype and device of y(x) = Re sum_k c_k R_k x_k exp(2 pi i k x): all that a backend is chosen from."""
+
+    n_modes: tuple[int, ...]
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @staticmethod
+    def of(
+        x: Tensor, weight: Tensor, n_modes: tuple[int, ...], output_shape: tuple[int, ...] | None
+    ) -> SpectralConvCall:
+        """Check the arguments of `functional.spectral_conv`; every error says what came and what was expected."""
+        dim = len(n_modes)
+        if dim not in (1, 2, 3):
+            raise ValueError(
+                f"n_modes {n_modes} names {dim} dimensions; the spectral convolution works in 1, 2 or 3."
+            )
+        if any(m <= 0 for m in n_modes):
+            raise ValueError(f"n_modes is {n_modes}; every entry must be a positive number of modes.")
+        if x.ndim != dim + 2:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} with {x.ndim} axes, but n_modes {n_modes} expects {dim + 2}: (batch, channel, "
+                f"{', '.join(('nx', 'ny', 'nz')[:dim])})."
+            )
+        if not x.is_floating_point() or not weight.is_floating_point():
+            raise TypeError(
+                f"x is {x.dtype} and weight is {weight.dtype}; both must be real floating-point tensors "
+                "(spectral weights are stored as real pairs, fields are converted with .float())."
+            )
+        expected = (*weight_grid(n_modes), 2, x.shape[1])
+        if weight.ndim != dim + 3 or tuple(weight.shape[:-2]) != expected[:-1]:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)} but n_modes {n_modes} expects "
+                f"{(*expected[:-1], 'in_channels', 'out_channels')}: (*kept modes, real and imaginary part, in, out)."
+            )
+        if weight.shape[-2] != x.shape[1]:
+            raise ValueError(
+                f"x has {x.shape[1]} channels but the weight expects {weight.shape[-2]}; "
+                "fields are (batch, channel, *grid), so check that the channel axis is second."
+            )
+        if x.device != weight.device:
+            raise ValueError(f"x is on {x.device} and weight on {weight.device}; move one with .to(device).")
+        if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+            raise TypeError(
+                f"x is {x.dtype} but weight is {weight.dtype}; mixing double with single precision would lose digits in silence: "
+                "convert the model with .double() or the field with .float()."
+            )
+        in_shape = tuple(x.shape[2:])
+        if output_shape is not None and len(output_shape) != dim:
+            raise ValueError(
+                f"output_shape {output_shape} has {len(output_shape)} entries, but the field has {dim} grid axes."
+            )
+        out_shape = in_shape if output_shape is None else output_shape
+        if any(n < 1 for n in in_shape) or any(n < 1 for n in out_shape):
+            raise ValueError(
+                f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point."
+            )
+        return SpectralConvCall(n_modes, in_shape, out_shape, x.dtype, x.device)
+
+    def kept(self, axis: int) -> tuple[int, int]:
+        """The frequencies lowest .. highest that the weight, the input grid and the output grid all have."""
+        m, n, n_out = self.n_modes[axis], self.in_shape[axis], self.out_shape[axis]
+        if axis == len(self.n_modes) - 1:
+            return 0, min(m // 2, n // 2, n_out // 2)
+        return -min(m // 2, n // 2, n_out // 2), min((m - 1) // 2, (n - 1) // 2, (n_out - 1) // 2)
+
+    def last_column_factor(self) -> float:
+        """Scale of the highest kept column of the last axis, where it is unpaired on one grid and paired on the other.
+
+        A coefficient at k = n/2 of an even input grid already holds +k and -k, so c_k = 1 there and 2 inside; the
+        inverse real transform counts by the *output* grid's parity, hence the ratio.
+        """
+        highest = self.kept(len(self.n_modes) - 1)[1]
+        unpaired_in = 2 * highest == self.in_shape[-1]
+        unpaired_out = 2 * highest == self.out_shape[-1]
+        if highest == 0 or unpaired_in == unpaired_out:
+            return 1.0
+        return 0.5 if unpaired_in else 2.0

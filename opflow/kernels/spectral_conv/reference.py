@@ -1,0 +1,86 @@
+"""The truth: the spectral convolution by fast Fourier transforms, for any real dtype, size and device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opflow.kernels.spectral_conv.call import SpectralConvCall
+
+
+class Reference:
+    """Transform, keep, mix, place, transform back; written to be read, differentiable by autograd to any order."""
+
+    name = "reference"
+
+    def refusal(self, call: SpectralConvCall) -> str | None:
+        """It refuses nothing."""
+        return None
+
+    def __call__(self, x: Tensor, weight: Tensor, call: SpectralConvCall) -> Tensor:
+        """y (batch, out_channels, *out_shape) in the dtype of x; half precisions are transformed in float32."""
+        if x.shape[0] == 0 or x.shape[1] == 0:
+            # The FFT library refuses empty batches; the sums keep the graph, so that gradients are zero and not missing.
+            return x.new_zeros(x.shape[0], weight.shape[-1], *call.out_shape) + 0 * (x.sum() + weight.sum())
+        precision = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = _analyse(x.to(precision), call)  # (batch, in, *kept)
+            mixed = _mix(spectrum, _kept_weight(weight.to(precision), call))
+            return _synthesise(mixed, call).to(x.dtype)
+
+
+def _analyse(x: Tensor, call: SpectralConvCall) -> Tensor:
+    # One axis at a time, cutting at once: the later transforms then run on the kept columns only.
+    last = x.ndim - 1
+    spectrum = torch.fft.rfft(x, dim=last, norm="forward").narrow(last, 0, call.kept(last - 2)[1] + 1)
+    for dim in range(last - 1, 1, -1):
+        lowest, highest = call.kept(dim - 2)
+        spectrum = torch.fft.fft(spectrum, dim=dim, norm="forward")
+        positive = spectrum.narrow(dim, 0, highest + 1)
+        negative = spectrum.narrow(dim, spectrum.shape[dim] + lowest, -lowest)
+        spectrum = torch.cat([negative, positive], dim=dim)
+    return spectrum
+
+
+def _kept_weight(weight: Tensor, call: SpectralConvCall) -> Tensor:
+    for axis, m in enumerate(call.n_modes):
+        lowest, highest = call.kept(axis)
+        first = 0 if axis == len(call.n_modes) - 1 else m // 2 + lowest
+        weight = weight.narrow(axis, first, highest - lowest + 1)
+    return torch.complex(weight.select(-3, 0), weight.select(-3, 1))  # (*kept, in, out)
+
+
+def _mix(spectrum: Tensor, weight: Tensor) -> Tensor:
+    # Mode-major, so that each mode is one matrix product: (*kept, batch, in) @ (*kept, in, out).
+    mixed = spectrum.movedim((0, 1), (-2, -1)) @ weight
+    return mixed.movedim((-2, -1), (0, 1))
+
+
+def _synthesise(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
+    last = spectrum.ndim - 1
+    for dim in range(2, last):
+        lowest, highest = call.kept(dim - 2)
+        n = call.out_shape[dim - 2]
+        negative, positive = spectrum.split([-lowest, highest + 1], dim=dim)
+        gap = spectrum.new_zeros(
+            spectrum.shape[:dim] + (n - (highest - lowest + 1),) + spectrum.shape[dim + 1 :]
+        )
+        spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm="forward")
+    factor = call.last_column_factor()
+    if factor != 1.0:
+        head, column = spectrum.split([spectrum.shape[last] - 1, 1], dim=last)
+        spectrum = torch.cat([head, factor * column], dim=last)
+    # The real transform ignores what is left of an imaginary part at k = 0 and at the unpaired column, on the CPU;
+    # cuFFT does not always, so it is removed by hand.
+    return torch.fft.irfft(_real_columns(spectrum, call), n=call.out_shape[-1], dim=last, norm="forward")
+
+
+def _real_columns(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
+    n, columns = call.out_shape[-1], spectrum.shape[-1]
+    pieces = [torch.complex(spectrum[..., :1].real, torch.zeros_like(spectrum[..., :1].real))]
+    unpaired = columns > 1 and 2 * (columns - 1) == n
+    inner = spectrum[..., 1 : columns - 1] if unpaired else spectrum[..., 1:]
+    pieces.append(inner)
+    if unpaired:
+        pieces.append(torch.complex(spectrum[..., -1:].real, torch.zeros_like(spectrum[..., -1:].real)))
+    return torch.cat(pieces, dim=-1)

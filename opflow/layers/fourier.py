@@ -1,0 +1,79 @@
+"""The Fourier layer, and the skip connections that stand beside its spectral convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from opflow.layers.spectral_conv import SpectralConv
+from opflow.typing import Field, check_field
+
+
+class SoftGate(nn.Module):
+    """x -> w x + b with one w and one b per channel; starts as the identity.
+
+    >>> SoftGate(3)(torch.ones(2, 3, 4)).sum()
+    tensor(24., grad_fn=<SumBackward0>)
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Field) -> Field:
+        """(batch, channel, *grid) -> the same"""
+        check_field(x, self.weight.shape[0], None, self.weight, "SoftGate")
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(self.bias.view(shape), self.weight.view(shape), x)
+
+
+class FourierLayer(nn.Module):
+    """v -> s(K v + W v), then optionally s(M(.) + G v)   (Li et al. 2021, eq. 2; Kossaifi et al. 2023 for the second half).
+
+    Args:
+        conv: K, the spectral convolution.
+        skip: W, beside it; None for no skip.
+        channel_mlp: M, a perceptron along the channels; None to stop after the first half.
+        channel_mlp_skip: G, beside M, applied to the layer's input.
+        norm: applied to K v + W v before the activation.
+        activation: s; nn.Identity() in a model's last layer.
+
+    >>> from opflow.layers.mlp import ChannelLinear
+    >>> FourierLayer(SpectralConv(8, 8, (5, 5)), ChannelLinear(8, 8))(torch.zeros(2, 8, 16, 16)).shape
+    torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        conv: SpectralConv,
+        skip: nn.Module | None = None,
+        *,
+        channel_mlp: nn.Module | None = None,
+        channel_mlp_skip: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if channel_mlp is None and channel_mlp_skip is not None:
+            raise ValueError(
+                "channel_mlp_skip was given without channel_mlp; the skip stands beside the perceptron, so give both or neither."
+            )
+        self.conv, self.skip, self.norm = conv, skip, norm
+        self.channel_mlp, self.channel_mlp_skip = channel_mlp, channel_mlp_skip
+        self.activation = activation or nn.GELU()
+
+    def forward(self, v: Field) -> Field:
+        """(batch, in, *grid) -> (batch, out, *grid)"""
+        y = self.conv(v)
+        if self.skip is not None:
+            y = y + self.skip(v)
+        if self.norm is not None:
+            y = self.norm(y)
+        y = self.activation(y)
+        if self.channel_mlp is None:
+            return y
+        y = self.channel_mlp(y)
+        if self.channel_mlp_skip is not None:
+            y = y + self.channel_mlp_skip(v)
+        return self.activation(y)

@@ -1,0 +1,112 @@
+"""Perceptrons: along the last axis of points (MLP), and along the channel axis of fields (ChannelLinear, ChannelMLP)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from opflow.typing import Field, check_field
+
+
+class MLP(nn.Module):
+    """x -> W_L s(... s(W_1 x + b_1) ...) + b_L along the last axis, s = `activation`.
+
+    Args:
+        sizes: the widths, input first: (in, hidden, ..., out).
+
+    >>> MLP((2, 16, 1))(torch.zeros(5, 7, 2)).shape
+    torch.Size([5, 7, 1])
+    """
+
+    def __init__(self, sizes: Sequence[int], *, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        if len(sizes) < 2 or any(size < 1 for size in sizes):
+            raise ValueError(
+                f"sizes is {tuple(sizes)}; give at least an input and an output width, all positive."
+            )
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.activation = activation or nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        for linear in self.linears[:-1]:
+            x = self.activation(linear(x))
+        return self.linears[-1](x)
+
+
+class ChannelLinear(nn.Module):
+    """(W v + b)(s) = W v(s) + b at every grid point: a 1 x 1 convolution.
+
+    >>> ChannelLinear(3, 8)(torch.zeros(2, 3, 16, 15)).shape
+    torch.Size([2, 8, 16, 15])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__()
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(
+                f"in_channels is {in_channels} and out_channels {out_channels}; both must be positive."
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """PyTorch's default of a 1 x 1 convolution: uniform with variance 1 / (3 in_channels)."""
+        bound = 1 / math.sqrt(self.in_channels)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Field) -> Field:
+        """(batch, in, *grid) -> (batch, out, *grid)"""
+        check_field(x, self.in_channels, None, self.weight, "ChannelLinear")
+        flat = x.flatten(2)
+        weight = self.weight.expand(x.shape[0], -1, -1)
+        # One batched product with the bias inside: measured 1.3 to 2 times faster than conv1d on a CPU.
+        y = torch.bmm(weight, flat) if self.bias is None else torch.baddbmm(self.bias[:, None], weight, flat)
+        return y.unflatten(2, x.shape[2:])
+
+    def extra_repr(self) -> str:
+        """Channels for `print(model)`."""
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
+
+
+class ChannelMLP(nn.Module):
+    """A perceptron along the channel axis, the same at every grid point.
+
+    Args:
+        hidden_channels: width of the hidden layers; default `out_channels`.
+        n_layers: linear maps in all; 1 is a plain ChannelLinear.
+
+    >>> ChannelMLP(3, 64)(torch.zeros(2, 3, 16)).shape
+    torch.Size([2, 64, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int | None = None,
+        n_layers: int = 2,
+        *,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if n_layers < 1:
+            raise ValueError(f"n_layers is {n_layers}; a ChannelMLP needs at least one linear map.")
+        widths = [in_channels, *[hidden_channels or out_channels] * (n_layers - 1), out_channels]
+        self.linears = nn.ModuleList(
+            ChannelLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.activation = activation or nn.GELU()
+
+    def forward(self, x: Field) -> Field:
+        """(batch, in, *grid) -> (batch, out, *grid)"""
+        for linear in self.linears[:-1]:
+            x = self.activation(linear(x))
+        return self.linears[-1](x)

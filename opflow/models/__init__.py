@@ -1,0 +1,5 @@
+"""Operator models, each from parts or from `build`."""
+
+from opflow.models.fno import FNO
+
+__all__ = ["FNO"]

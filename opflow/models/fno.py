@@ -1,0 +1,157 @@
+"""The Fourier neural operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from opflow.layers.embedding import DomainPadding, GridEmbedding, as_layout
+from opflow.layers.fourier import FourierLayer, SoftGate
+from opflow.layers.mlp import ChannelLinear, ChannelMLP
+from opflow.layers.spectral_conv import SpectralConv, as_modes
+from opflow.typing import Field
+
+SKIPS = ("linear", "identity", "soft-gating", None)
+NORMS = ("instance", "group", None)
+
+
+class FNO(nn.Module):
+    """u = Q o L_n o ... o L_1 o P (a): lift, Fourier layers, project   (Li et al. 2021, "Fourier neural operator", eq. 1-2).
+
+    Takes its parts; `FNO.build` makes the usual ones from plain values.
+
+    Args:
+        lift: P, from the input's (and the coordinates') channels to the hidden ones, at every point.
+        blocks: the Fourier layers.
+        project: Q, from the hidden channels to the output's.
+        embedding: appends coordinates before the lift; None for none.
+        padding: lengthens a domain that is not periodic, around the blocks; None for none.
+
+    >>> import torch
+    >>> FNO.build((16, 16), 1, 1, 32)(torch.zeros(2, 1, 64, 64)).shape
+    torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        lift: nn.Module,
+        blocks: Iterable[nn.Module],
+        project: nn.Module,
+        *,
+        embedding: GridEmbedding | None = None,
+        padding: DomainPadding | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding, self.padding = embedding, padding
+        self.lift, self.blocks, self.project = lift, nn.ModuleList(blocks), project
+        self.recipe: dict[str, object] | None = None
+
+    def forward(self, x: Field) -> Field:
+        """(batch, in, *grid) -> (batch, out, *grid)"""
+        grid = x.shape[2:]
+        if self.embedding is not None:
+            x = self.embedding(x)
+        v = self.lift(x)
+        if self.padding is not None:
+            v = self.padding.pad(v)
+        for block in self.blocks:
+            v = block(v)
+        if self.padding is not None:
+            v = self.padding.crop(v, grid)
+        return self.project(v)
+
+    @classmethod
+    def build(
+        cls,
+        n_modes: int | Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int,
+        *,
+        n_layers: int = 4,
+        padding: float | Sequence[float] = 0.0,
+        coordinates: bool = True,
+        layout: str | Sequence[str] | None = None,
+        channel_mlp: float | None = 0.5,
+        skip: str | None = "linear",
+        norm: str | None = None,
+        rank: float | None = None,
+    ) -> FNO:
+        """The usual parts from plain values, which `model.recipe` keeps.
+
+        Args:
+            n_modes: two-sided number of modes per axis, its length the dimension (neuraloperator's meaning).
+            padding: fraction of the domain added around the Fourier layers, per axis or one for all; for axes
+                that are not periodic.
+            coordinates: append the grid's coordinates to the input.
+            layout: where the values live, per axis or one for all: "nodes", "cells" or "periodic". By default
+                nodes on padded axes and periodic on the others.
+            channel_mlp: hidden width of the perceptron in each layer, as a fraction of `hidden_channels`; None for none.
+            skip: "linear" (1 x 1), "identity", "soft-gating" or None, beside each spectral convolution.
+            norm: "instance", "group" (one group) or None. Both take means over the grid, so they are resolution
+                independent only up to quadrature error.
+            rank: None for dense spectral weights; a fraction in (0, 1] for Tucker weights (TFNO).
+        """
+        modes = as_modes(n_modes)
+        dim = len(modes)
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("hidden_channels", hidden_channels),
+            ("n_layers", n_layers),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value}; give a positive whole number.")
+        if skip not in SKIPS or norm not in NORMS:
+            raise ValueError(
+                f"skip is {skip!r} and norm {norm!r}; skip is one of {SKIPS}, norm one of {NORMS}."
+            )
+        fractions = (
+            [float(padding)] * dim if isinstance(padding, int | float) else [float(p) for p in padding]
+        )
+        layouts = as_layout(
+            ["nodes" if p else "periodic" for p in fractions] if layout is None else layout, dim
+        )
+        pad = DomainPadding(fractions, layouts, dim=dim) if any(fractions) else None
+
+        def block(is_last: bool) -> FourierLayer:
+            return FourierLayer(
+                SpectralConv(hidden_channels, hidden_channels, modes, rank=rank),
+                _skip(skip, hidden_channels),
+                channel_mlp=None
+                if not channel_mlp
+                else ChannelMLP(
+                    hidden_channels, hidden_channels, max(1, round(channel_mlp * hidden_channels))
+                ),
+                channel_mlp_skip=SoftGate(hidden_channels) if channel_mlp else None,
+                norm=_norm(norm, hidden_channels),
+                activation=nn.Identity() if is_last else nn.GELU(),
+            )
+
+        model = cls(
+            lift=ChannelMLP(in_channels + dim * coordinates, hidden_channels, 2 * hidden_channels),
+            blocks=[block(i == n_layers - 1) for i in range(n_layers)],
+            project=ChannelMLP(hidden_channels, out_channels, 2 * hidden_channels),
+            embedding=GridEmbedding(dim, layouts) if coordinates else None,
+            padding=pad,
+        )
+        model.recipe = {
+            "model": cls.__name__, "n_modes": list(modes), "in_channels": in_channels, "out_channels": out_channels,
+            "hidden_channels": hidden_channels, "n_layers": n_layers, "padding": fractions, "coordinates": coordinates,
+            "layout": list(layouts), "channel_mlp": channel_mlp, "skip": skip, "norm": norm, "rank": rank,
+        }  # fmt: skip
+        return model
+
+
+def _skip(kind: str | None, channels: int) -> nn.Module | None:
+    if kind == "linear":
+        # The spectral convolution beside it has the bias.
+        return ChannelLinear(channels, channels, bias=False)
+    return {"identity": nn.Identity(), "soft-gating": SoftGate(channels), None: None}[kind]
+
+
+def _norm(kind: str | None, channels: int) -> nn.Module | None:
+    if kind is None:
+        return None
+    return nn.GroupNorm(channels if kind == "instance" else 1, channels)

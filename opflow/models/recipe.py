@@ -1,0 +1,45 @@
+"""A model from its recipe: the nested plain values that `build` leaves and a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from opflow.layers.normalizer import Normalized, Normalizer
+from opflow.models.fno import FNO
+
+MODELS = {"FNO": FNO}
+
+
+def build_model(recipe: Mapping[str, Any]) -> nn.Module:
+    """Build the model that a recipe describes, with fresh parameters; only opflow's own models, never an import path.
+
+    >>> build_model(FNO.build((8, 8), 1, 1, 4).recipe).recipe["n_modes"]
+    [8, 8]
+    """
+    if not isinstance(recipe, Mapping) or "model" not in recipe:
+        raise ValueError(
+            f"the recipe is {recipe!r}; expected a mapping with the key 'model', as model.recipe holds after a build."
+        )
+    name = recipe["model"]
+    if name == "Normalized":
+        channels = recipe["channels"]
+        normalizers = {
+            part: None if n is None else Normalizer([0.0] * n, [1.0] * n) for part, n in channels.items()
+        }
+        return Normalized(
+            build_model(recipe["inner"]), normalizers["input"], normalizers["output"], normalizers["coords"]
+        )
+    if name not in MODELS:
+        raise ValueError(
+            f"the recipe names the model {name!r}, which this opflow does not have; it has {', '.join(sorted(MODELS))}. Pass build= to make it yourself."
+        )
+    values = {key: value for key, value in recipe.items() if key != "model"}
+    try:
+        return MODELS[name].build(**values)
+    except TypeError as error:
+        raise ValueError(
+            f"the recipe of {name} does not fit this version of opflow ({error}); pass build= to make the model yourself."
+        ) from error

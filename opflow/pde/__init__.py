@@ -1,0 +1,1 @@
+"""Ingredients of partial differential equations: derivatives and random fields."""

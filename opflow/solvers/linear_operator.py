@@ -1,0 +1,86 @@
+"""Linear operators: stencils, SciPy sparse matrices and dense tensors behind one verb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class LinearOperator:
+    """x -> A x for a batch of unknowns (batch, *shape).
+
+    Attributes:
+        shape: the shape of one unknown, (n,) or a grid.
+        dtype, device: of the numbers that define A.
+        symmetric: True if symmetric by construction; None if unknown, and then solvers probe it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    symmetric: bool | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x, (batch, *shape) -> (batch, *shape)"""
+        raise TypeError(f"{type(self).__name__} does not define apply(x); a linear operator needs it.")
+
+    def null_space(self) -> Tensor | None:
+        """A unit vector (*shape) that spans the null space where that is known; None where A has none that is known."""
+        return None
+
+
+class DenseOperator(LinearOperator):
+    """A dense matrix (n, n).
+
+    >>> DenseOperator(2 * torch.eye(3)).apply(torch.ones(1, 3))
+    tensor([[2., 2., 2.]])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
+            raise ValueError(f"A is {matrix.dtype} of shape {tuple(matrix.shape)}; expected a square matrix of real floating-point numbers.")
+        self.matrix = matrix
+        self.shape, self.dtype, self.device = (matrix.shape[0],), matrix.dtype, matrix.device
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x, (batch, n) -> (batch, n)"""
+        return x @ self.matrix.T
+
+
+class SparseOperator(LinearOperator):
+    """A SciPy sparse matrix or array, applied by SciPy on the CPU."""
+
+    def __init__(self, matrix: Any) -> None:
+        matrix = matrix.tocsr()
+        if matrix.shape[0] != matrix.shape[1] or matrix.dtype not in (np.float32, np.float64):
+            raise ValueError(f"A is {matrix.dtype} of shape {matrix.shape}; expected a square matrix in float32 or float64.")
+        self.matrix = matrix
+        self.shape = (matrix.shape[0],)
+        self.dtype = torch.float32 if matrix.dtype == np.float32 else torch.float64
+        self.device = torch.device("cpu")
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x, (batch, n) -> (batch, n)"""
+        return torch.from_numpy(np.ascontiguousarray((self.matrix @ x.detach().numpy().T).T))
+
+
+def as_operator(A: Any) -> LinearOperator:
+    """A LinearOperator as it is; a SciPy sparse matrix, a NumPy array or a dense tensor wrapped.
+
+    Raises:
+        TypeError: A is none of these. ValueError: A is not square or not real.
+    """
+    if isinstance(A, LinearOperator):
+        return A
+    if isinstance(A, Tensor):
+        return DenseOperator(A)
+    if isinstance(A, np.ndarray):
+        return DenseOperator(torch.from_numpy(A))
+    if hasattr(A, "tocsr"):
+        return SparseOperator(A)
+    raise TypeError(
+        f"A is a {type(A).__name__}; expected an opflow LinearOperator, a SciPy sparse matrix or a dense square tensor."
+    )
