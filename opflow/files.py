@@ -179,9 +179,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, atomically. Tensors that share memory are written apart."""
     from safetensors.torch import save
 
-    write_bytes(
-        path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    )
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

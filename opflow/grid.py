@@ -62,9 +62,7 @@ class Grid:
                 )
         for n, kind, axis in zip(shape, layout, axes, strict=True):
             if kind not in LAYOUTS:
-                raise ValueError(
-                    f"layout {kind!r} of axis {axis} is unknown; choose one of {', '.join(LAYOUTS)}."
-                )
+                raise ValueError(f"layout {kind!r} of axis {axis} is unknown; choose one of {', '.join(LAYOUTS)}.")
             if n < (2 if kind == "nodes" else 1):
                 raise ValueError(
                     f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}."
@@ -72,9 +70,7 @@ class Grid:
         extents = tuple((float(a), float(b)) for a, b in pairs)  # type: ignore[misc]
         for (a, b), axis in zip(extents, axes, strict=True):
             if not (math.isfinite(a) and math.isfinite(b) and a < b):
-                raise ValueError(
-                    f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order."
-                )
+                raise ValueError(f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order.")
         for name, value in (("shape", shape), ("extent", extents), ("layout", layout), ("axes", axes)):
             object.__setattr__(self, name, value)
 
@@ -107,9 +103,7 @@ class Grid:
             x = a + (torch.arange(n, dtype=torch.float64) + (0.5 if kind == "cells" else 0.0)) * ((b - a) / n)
         return x.to(dtype=dtype, device=device)
 
-    def points(
-        self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
-    ) -> Points:
+    def points(self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Points:
         """All coordinates, (*shape, dim)."""
         lines = [self.coordinates(axis, dtype=dtype, device=device) for axis in range(self.dim)]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)

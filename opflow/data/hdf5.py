@@ -93,7 +93,9 @@ def write_dataset(
     for name in inputs + targets:
         check_field(tuple(arrays), name, str(path))
     if set(inputs) & set(targets):
-        raise DataError(f"{sorted(set(inputs) & set(targets))} is input and target at once; a field is stored as one of them.")
+        raise DataError(
+            f"{sorted(set(inputs) & set(targets))} is input and target at once; a field is stored as one of them."
+        )
     for name, values in arrays.items():
         check_stored_dtype(values.dtype, name, str(path))
         check_finite(values, name, numbers, str(path))
@@ -107,7 +109,9 @@ def write_dataset(
     if residual is not None:
         samples["residual"] = as_array(residual).astype(np.float64)
         if samples["residual"].shape != (n,):
-            raise DataError(f"residual has shape {samples['residual'].shape}; one number a sample, ({n},), is expected.")
+            raise DataError(
+                f"residual has shape {samples['residual'].shape}; one number a sample, ({n},), is expected."
+            )
         check_finite(samples["residual"], "residual", numbers, str(path))
     roles = {name: "input" if name in inputs else "target" if name in targets else "auxiliary" for name in arrays}
 
@@ -151,7 +155,10 @@ def _file_image(
     memory_name = f"opflow-{secrets.token_hex(8)}".encode()  # HDF5 takes two open files of one name for the same
     with h5py.File(h5py.h5f.create(memory_name, h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)) as file:
         annotate(file, texts)
-        groups = {name: h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=timeless)) for name in ("grid", "fields", "samples")}
+        groups = {
+            name: h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=timeless))
+            for name in ("grid", "fields", "samples")
+        }
         description = {"kind": "cartesian", **grid.to_json()}
         annotate(groups["grid"], {name: encode_attribute(name, value) for name, value in description.items()})
         for axis, name in enumerate(grid.axes):
@@ -198,16 +205,22 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
     n = len(index)
     ok = checked_array(file["samples"], "ok", path, file_bytes=file_bytes, shape=(n,), chunk=None)[()]
     if not (ok == 1).all():
-        raise DataError(f"{path}: {int((ok != 1).sum())} of {n} samples are marked as failed; make the file again without them.")
+        raise DataError(
+            f"{path}: {int((ok != 1).sum())} of {n} samples are marked as failed; make the file again without them."
+        )
     for name in names:
         checked_array(file["fields"], name, path, file_bytes=file_bytes, shape=(n, *grid.shape), chunk=(1, *grid.shape))
     if set(axes) != set(grid.axes):
-        raise DataError(f"{path}: coordinates {axes} are stored for a grid with axes {list(grid.axes)}; they must agree.")
+        raise DataError(
+            f"{path}: coordinates {axes} are stored for a grid with axes {list(grid.axes)}; they must agree."
+        )
     for axis, name in enumerate(grid.axes):
         shape = (grid.shape[axis],)
         stored = checked_array(file["grid"], name, path, file_bytes=file_bytes, shape=shape, chunk=None)[()]
         if not np.allclose(stored, grid.coordinates(axis).numpy(), rtol=1e-12, atol=1e-12 * grid.lengths[axis]):
-            raise DataError(f"{path}: the stored coordinates of axis {name!r} are not those of {grid}; they must agree.")
+            raise DataError(
+                f"{path}: the stored coordinates of axis {name!r} are not those of {grid}; they must agree."
+            )
     numbers = check_index(index[()], n, str(path))
     attributes = read_attributes(file, path, RESERVED_ATTRIBUTES)
     return _Header(grid, names, inputs, targets, numbers, split, attributes)

@@ -23,7 +23,9 @@ def check_superblock(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(len(_SIGNATURE) + 1)
     if head[: len(_SIGNATURE)] != _SIGNATURE:
-        raise DataError(f"{path} is not an HDF5 file, or it is truncated or damaged at its start; restore it or make it again.")
+        raise DataError(
+            f"{path} is not an HDF5 file, or it is truncated or damaged at its start; restore it or make it again."
+        )
     if head[len(_SIGNATURE) :] != bytes([_SUPERBLOCK]):
         raise DataError(
             f"{path} is an HDF5 file but not one of opflow's (superblock version {head[len(_SIGNATURE) :].hex() or 'missing'}, "
@@ -60,9 +62,13 @@ def read_text(obj: Any, name: str, path: Path) -> str:
     attribute = h5py.h5a.open(obj.id, name.encode())
     kind = attribute.get_type()
     if kind.get_class() != h5py.h5t.STRING or kind.is_variable_str() or attribute.shape != ():
-        raise DataError(f"{path}: attribute {name!r} is not fixed-length text; other kinds are refused, they can crash HDF5.")
+        raise DataError(
+            f"{path}: attribute {name!r} is not fixed-length text; other kinds are refused, they can crash HDF5."
+        )
     if kind.get_size() > MAX_ATTRIBUTE_BYTES:
-        raise DataError(f"{path}: attribute {name!r} takes {kind.get_size()} bytes; {MAX_ATTRIBUTE_BYTES} is the limit.")
+        raise DataError(
+            f"{path}: attribute {name!r} takes {kind.get_size()} bytes; {MAX_ATTRIBUTE_BYTES} is the limit."
+        )
     content = np.empty((), dtype=f"S{kind.get_size()}")
     attribute.read(content)
     return bytes(content[()]).decode()
@@ -92,7 +98,9 @@ def read_attributes(obj: Any, path: Path, besides: frozenset[str]) -> dict[str, 
     return {name: read_json(obj, name, path) for name in sorted(names) if name not in besides}
 
 
-def checked_array(group: Any, name: str, path: Path, *, file_bytes: int, shape: tuple[int, ...] | None, chunk: Any) -> Any:
+def checked_array(
+    group: Any, name: str, path: Path, *, file_bytes: int, shape: tuple[int, ...] | None, chunk: Any
+) -> Any:
     """The dataset `name`, after making sure that reading it reads this file only, and no more than is in it.
 
     `shape` is what it must have (None: any one axis); `chunk` its chunk (None: the whole array is one chunk).
@@ -122,7 +130,9 @@ def checked_array(group: Any, name: str, path: Path, *, file_bytes: int, shape: 
     actual = tuple(int(n) for n in dataset.shape or ())
     declared = math.prod(actual) * dataset.dtype.itemsize
     if declared > file_bytes:
-        raise DataError(f"{where} declares {declared} bytes ({actual}) but the file has {file_bytes}; it is damaged or hostile.")
+        raise DataError(
+            f"{where} declares {declared} bytes ({actual}) but the file has {file_bytes}; it is damaged or hostile."
+        )
     if not actual or (actual != shape if shape is not None else len(actual) != 1):
         raise DataError(f"{where} has shape {actual}; {shape if shape is not None else 'one axis'} is expected.")
     chunk = actual if chunk is None else chunk

@@ -104,7 +104,9 @@ def check_stored_dtype(dtype: np.dtype[Any], name: str, where: str) -> None:
         )
 
 
-def first_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
     """The first key (dotted, in sorted order) in which two JSON mappings differ, with both values."""
     for key in sorted(set(ours) | set(theirs)):
         a, b = ours.get(key), theirs.get(key)

@@ -176,7 +176,9 @@ def check_index(index: Sequence[int] | NDArray[np.int64] | None, n: int, where: 
         return np.arange(n, dtype=np.int64)
     numbers = np.asarray(index)
     if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
-        raise DataError(f"{where}: index has shape {numbers.shape} and dtype {numbers.dtype}; {n} whole numbers are expected.")
+        raise DataError(
+            f"{where}: index has shape {numbers.shape} and dtype {numbers.dtype}; {n} whole numbers are expected."
+        )
     numbers = numbers.astype(np.int64)
     if numbers.min() < 0 or len(np.unique(numbers)) != n:
         raise DataError(f"{where}: index holds negative or repeated sample numbers; each sample needs its own.")

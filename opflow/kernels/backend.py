@@ -40,9 +40,7 @@ def choose(backends: Sequence[BackendT], call: object, name: str | None = None) 
                 )
             return backend
     known = ", ".join(repr(backend.name) for backend in backends)
-    raise ValueError(
-        f"backend {name!r} is unknown here; choose one of {known}, or None to let opflow choose."
-    )
+    raise ValueError(f"backend {name!r} is unknown here; choose one of {known}, or None to let opflow choose.")
 
 
 def explain(backends: Sequence[Backend], call: object) -> str:

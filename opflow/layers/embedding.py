@@ -16,9 +16,7 @@ def as_layout(layout: str | Sequence[str], dim: int) -> tuple[str, ...]:
     """One layout name per axis."""
     names = (layout,) * dim if isinstance(layout, str) else tuple(layout)
     if len(names) != dim or any(name not in LAYOUTS for name in names):
-        raise ValueError(
-            f"layout is {layout!r}; give one of {', '.join(LAYOUTS)} for all {dim} axes, or one per axis."
-        )
+        raise ValueError(f"layout is {layout!r}; give one of {', '.join(LAYOUTS)} for all {dim} axes, or one per axis.")
     return names
 
 
@@ -46,9 +44,7 @@ class GridEmbedding(nn.Module):
         dim = len(self.layout)
         grid = x.shape[2:]
         if len(grid) != dim:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} with {len(grid)} grid axes, but the embedding has {dim}."
-            )
+            raise ValueError(f"x has shape {tuple(x.shape)} with {len(grid)} grid axes, but the embedding has {dim}.")
         channels = [x]
         for axis, layout in enumerate(self.layout):
             line = unit_coordinates(grid[axis], layout, x).view([-1 if a == axis else 1 for a in range(dim)])
@@ -75,13 +71,9 @@ class DomainPadding(nn.Module):
     torch.Size([1, 1, 70, 140])
     """
 
-    def __init__(
-        self, fraction: float | Sequence[float], layout: str | Sequence[str] = "nodes", *, dim: int
-    ) -> None:
+    def __init__(self, fraction: float | Sequence[float], layout: str | Sequence[str] = "nodes", *, dim: int) -> None:
         super().__init__()
-        fractions = (
-            (float(fraction),) * dim if isinstance(fraction, int | float) else tuple(map(float, fraction))
-        )
+        fractions = (float(fraction),) * dim if isinstance(fraction, int | float) else tuple(map(float, fraction))
         if len(fractions) != dim or any(not 0 <= f <= 4 for f in fractions):
             raise ValueError(
                 f"padding is {fraction}; give a fraction of the domain between 0 and 4, one for all {dim} axes or one per axis."

@@ -24,9 +24,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], *, activation: nn.Module | None = None) -> None:
         super().__init__()
         if len(sizes) < 2 or any(size < 1 for size in sizes):
-            raise ValueError(
-                f"sizes is {tuple(sizes)}; give at least an input and an output width, all positive."
-            )
+            raise ValueError(f"sizes is {tuple(sizes)}; give at least an input and an output width, all positive.")
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.activation = activation or nn.GELU()
 
@@ -47,9 +45,7 @@ class ChannelLinear(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()
         if in_channels < 1 or out_channels < 1:
-            raise ValueError(
-                f"in_channels is {in_channels} and out_channels {out_channels}; both must be positive."
-            )
+            raise ValueError(f"in_channels is {in_channels} and out_channels {out_channels}; both must be positive.")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -100,9 +96,7 @@ class ChannelMLP(nn.Module):
         if n_layers < 1:
             raise ValueError(f"n_layers is {n_layers}; a ChannelMLP needs at least one linear map.")
         widths = [in_channels, *[hidden_channels or out_channels] * (n_layers - 1), out_channels]
-        self.linears = nn.ModuleList(
-            ChannelLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.linears = nn.ModuleList(ChannelLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.activation = activation or nn.GELU()
 
     def forward(self, x: Field) -> Field:

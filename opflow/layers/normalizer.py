@@ -97,11 +97,7 @@ class Normalized(nn.Module):
             y = self.model(x)
         else:
             if self.coords is not None:
-                coords = (
-                    self.coords(coords.movedim(-1, 1)).movedim(1, -1)
-                    if coords.ndim > 1
-                    else self.coords(coords)
-                )
+                coords = self.coords(coords.movedim(-1, 1)).movedim(1, -1) if coords.ndim > 1 else self.coords(coords)
             y = self.model(x, coords)
         return y if self.output is None else self.output.inverse(y)
 

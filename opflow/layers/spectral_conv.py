@@ -51,9 +51,7 @@ class SpectralConv(nn.Module):
     ) -> None:
         super().__init__()
         if in_channels < 1 or out_channels < 1:
-            raise ValueError(
-                f"in_channels is {in_channels} and out_channels {out_channels}; both must be positive."
-            )
+            raise ValueError(f"in_channels is {in_channels} and out_channels {out_channels}; both must be positive.")
         self.in_channels, self.out_channels, self.n_modes = in_channels, out_channels, as_modes(n_modes)
         self.backend, self.rank = backend, rank
         shape = (*weight_grid(self.n_modes), 2, in_channels, out_channels)

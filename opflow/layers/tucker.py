@@ -12,9 +12,7 @@ from torch import Tensor, nn
 def tucker_ranks(shape: Sequence[int], fraction: float) -> tuple[int, ...]:
     """Ranks r_i ~ s n_i, one common s, the largest whose core and factors hold at most `fraction` of the dense entries."""
     if not 0 < fraction <= 1:
-        raise ValueError(
-            f"rank is {fraction}; it is the fraction of the dense parameters to keep, in (0, 1]."
-        )
+        raise ValueError(f"rank is {fraction}; it is the fraction of the dense parameters to keep, in (0, 1].")
 
     def ranks(scale: float) -> tuple[int, ...]:
         return tuple(max(1, int(scale * n)) for n in shape)

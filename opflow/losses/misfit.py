@@ -65,7 +65,9 @@ class DataMisfit(Objective):
 
     def _compare(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.target is None:
-            raise ValueError(f"the batch has no target, which the loss {self.name!r} compares with; give Batch(target=...).")
+            raise ValueError(
+                f"the batch has no target, which the loss {self.name!r} compares with; give Batch(target=...)."
+            )
         prediction = apply_model(model, batch)
         if prediction.shape != batch.target.shape:
             raise ValueError(

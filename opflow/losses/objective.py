@@ -72,9 +72,13 @@ class Objective(nn.Module):
                 )
             return batch
         if self.on is None:
-            raise ValueError(f"the step has batches {', '.join(batch)}; say with on= which of them {type(self).__name__} uses.")
+            raise ValueError(
+                f"the step has batches {', '.join(batch)}; say with on= which of them {type(self).__name__} uses."
+            )
         if self.on not in batch:
-            raise ValueError(f"the step has batches {', '.join(batch)} but {type(self).__name__} looks at on={self.on!r}.")
+            raise ValueError(
+                f"the step has batches {', '.join(batch)} but {type(self).__name__} looks at on={self.on!r}."
+            )
         return batch[self.on]
 
     def __add__(self, other: Any) -> Objective:

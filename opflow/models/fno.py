@@ -104,15 +104,9 @@ class FNO(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}; give a positive whole number.")
         if skip not in SKIPS or norm not in NORMS:
-            raise ValueError(
-                f"skip is {skip!r} and norm {norm!r}; skip is one of {SKIPS}, norm one of {NORMS}."
-            )
-        fractions = (
-            [float(padding)] * dim if isinstance(padding, int | float) else [float(p) for p in padding]
-        )
-        layouts = as_layout(
-            ["nodes" if p else "periodic" for p in fractions] if layout is None else layout, dim
-        )
+            raise ValueError(f"skip is {skip!r} and norm {norm!r}; skip is one of {SKIPS}, norm one of {NORMS}.")
+        fractions = [float(padding)] * dim if isinstance(padding, int | float) else [float(p) for p in padding]
+        layouts = as_layout(["nodes" if p else "periodic" for p in fractions] if layout is None else layout, dim)
         pad = DomainPadding(fractions, layouts, dim=dim) if any(fractions) else None
 
         def block(is_last: bool) -> FourierLayer:
@@ -121,9 +115,7 @@ class FNO(nn.Module):
                 _skip(skip, hidden_channels),
                 channel_mlp=None
                 if not channel_mlp
-                else ChannelMLP(
-                    hidden_channels, hidden_channels, max(1, round(channel_mlp * hidden_channels))
-                ),
+                else ChannelMLP(hidden_channels, hidden_channels, max(1, round(channel_mlp * hidden_channels))),
                 channel_mlp_skip=SoftGate(hidden_channels) if channel_mlp else None,
                 norm=_norm(norm, hidden_channels),
                 activation=nn.Identity() if is_last else nn.GELU(),

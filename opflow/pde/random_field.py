@@ -55,7 +55,9 @@ class CosineField:
         self, *, alpha: float = 2.0, tau: float = 3.0, cutoff: int = DEFAULT_CUTOFF, mean_mode: bool = False
     ) -> None:
         if cutoff < 1 or not tau >= 0 or not alpha > 0:
-            raise ValueError(f"alpha is {alpha}, tau {tau}, cutoff {cutoff}; alpha and cutoff must be positive, tau not negative.")
+            raise ValueError(
+                f"alpha is {alpha}, tau {tau}, cutoff {cutoff}; alpha and cutoff must be positive, tau not negative."
+            )
         if mean_mode and tau == 0:
             raise ValueError("the mean mode has infinite variance for tau = 0; pass mean_mode=False or a positive tau.")
         self.alpha, self.tau, self.cutoff, self.mean_mode = alpha, tau, cutoff, mean_mode
@@ -66,12 +68,19 @@ class CosineField:
         draws = np.empty((len(generators), order.size))
         for row, generator in zip(draws, generators, strict=True):
             row[order] = generator.standard_normal(order.size)
+        return torch.from_numpy(draws.reshape(-1, *[self.cutoff] * dim) * self._deviations(dim))
+
+    def standard_deviation(self, dim: int) -> float:
+        """The root of the variance of g, averaged over the box."""
+        return float(np.sqrt((self._deviations(dim) ** 2).sum()))
+
+    def _deviations(self, dim: int) -> np.ndarray:
         k2 = sum(np.meshgrid(*[np.arange(self.cutoff, dtype=np.float64) ** 2] * dim, indexing="ij"))
         with np.errstate(divide="ignore"):
-            deviation = (np.pi**2 * k2 + self.tau**2) ** (-self.alpha / 2)
+            deviations = (np.pi**2 * k2 + self.tau**2) ** (-self.alpha / 2)
         if not self.mean_mode:
-            deviation[(0,) * dim] = 0.0
-        return torch.from_numpy(draws.reshape(-1, *[self.cutoff] * dim) * deviation)
+            deviations[(0,) * dim] = 0.0
+        return deviations
 
     def evaluate(self, coefficients: Tensor, grid: Grid) -> Tensor:
         """The field on a grid of the unit box, (n, *modes) -> (n, *grid.shape), float64 on the CPU"""

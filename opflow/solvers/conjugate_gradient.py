@@ -41,9 +41,13 @@ class _System:
         numpy = isinstance(b, np.ndarray)
         rhs = torch.from_numpy(b) if numpy else b
         if not isinstance(rhs, Tensor) or not rhs.is_floating_point():
-            raise TypeError(f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of real floating-point numbers.")
+            raise TypeError(
+                f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of real floating-point numbers."
+            )
         if rhs.dtype != operator.dtype or rhs.device != operator.device:
-            raise TypeError(f"b is {rhs.dtype} on {rhs.device} but A is {operator.dtype} on {operator.device}; convert one of them.")
+            raise TypeError(
+                f"b is {rhs.dtype} on {rhs.device} but A is {operator.dtype} on {operator.device}; convert one of them."
+            )
         single = tuple(rhs.shape) == operator.shape
         if not single and tuple(rhs.shape[1:]) != operator.shape:
             raise ValueError(
@@ -52,7 +56,9 @@ class _System:
             )
         guess = torch.zeros_like(rhs) if x0 is None else torch.as_tensor(x0, dtype=rhs.dtype, device=rhs.device)
         if guess.shape != rhs.shape:
-            raise ValueError(f"x0 has shape {tuple(guess.shape)} but b has {tuple(rhs.shape)}; an initial guess has the shape of b.")
+            raise ValueError(
+                f"x0 has shape {tuple(guess.shape)} but b has {tuple(rhs.shape)}; an initial guess has the shape of b."
+            )
         if single:
             rhs, guess = rhs[None], guess[None]
         return _System(operator, rhs, guess.clone(), single, numpy)
@@ -89,7 +95,9 @@ class ConjugateGradient:
         raise_on_failure: bool = False,
     ) -> None:
         if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
-            raise ValueError(f"rtol is {rtol} and atol {atol}; neither may be negative or NaN and one must be positive.")
+            raise ValueError(
+                f"rtol is {rtol} and atol {atol}; neither may be negative or NaN and one must be positive."
+            )
         if max_steps < 1:
             raise ValueError(f"max_steps is {max_steps}; give a positive whole number.")
         if preconditioner is not None and not (preconditioner.linear and preconditioner.symmetric):

@@ -40,7 +40,9 @@ class FaceStencil(LinearOperator):
     def __init__(self, weights: Sequence[Tensor], *, boundary: str = "dirichlet", layout: str = "nodes") -> None:
         dim = len(weights)
         shapes = {
-            tuple(n - (axis == d) for axis, n in enumerate(w.shape[1:])) for d, w in enumerate(weights) if w.ndim == dim + 1
+            tuple(n - (axis == d) for axis, n in enumerate(w.shape[1:]))
+            for d, w in enumerate(weights)
+            if w.ndim == dim + 1
         }
         if len(shapes) != 1 or any(w.ndim != dim + 1 for w in weights):
             raise ValueError(
@@ -53,7 +55,10 @@ class FaceStencil(LinearOperator):
         self.boundary, self.layout = boundary, layout
         self._inner = tuple(w.narrow(d + 1, 1, w.shape[d + 1] - 2) for d, w in enumerate(self.weights))
         self._diagonal = sum(
-            (w.narrow(d + 1, 0, w.shape[d + 1] - 1) + w.narrow(d + 1, 1, w.shape[d + 1] - 1) for d, w in enumerate(self.weights)),
+            (
+                w.narrow(d + 1, 0, w.shape[d + 1] - 1) + w.narrow(d + 1, 1, w.shape[d + 1] - 1)
+                for d, w in enumerate(self.weights)
+            ),
             start=torch.zeros((), dtype=self.dtype, device=self.device),
         )
 
@@ -69,7 +74,9 @@ class FaceStencil(LinearOperator):
         """
         grid.check(a, "the coefficient")
         if a.ndim != grid.dim + 1:
-            raise ValueError(f"the coefficient has shape {tuple(a.shape)}; expected (batch, *grid) with grid {grid.shape}.")
+            raise ValueError(
+                f"the coefficient has shape {tuple(a.shape)}; expected (batch, *grid) with grid {grid.shape}."
+            )
         if boundary not in BOUNDARIES:
             raise ValueError(f"boundary is {boundary!r}; choose one of {', '.join(BOUNDARIES)}.")
         layout = grid.layout[0]
@@ -83,7 +90,9 @@ class FaceStencil(LinearOperator):
         if layout == "nodes" and min(grid.shape) < 3:
             raise ValueError(f"the grid {grid.shape} has no interior node; use at least 3 nodes per axis.")
         if not bool((a > 0).all()):
-            raise ValueError("the coefficient must be positive everywhere and not NaN; -div(a grad u) is not elliptic otherwise.")
+            raise ValueError(
+                "the coefficient must be positive everywhere and not NaN; -div(a grad u) is not elliptic otherwise."
+            )
         weights = []
         for d, h in enumerate(grid.spacing):
             axis, n = d + 1, grid.shape[d]
@@ -117,7 +126,8 @@ class FaceStencil(LinearOperator):
     def null_space(self) -> Tensor | None:
         """The unit constant if every outer face is closed."""
         closed = all(
-            not w.select(d + 1, 0).any() and not w.select(d + 1, w.shape[d + 1] - 1).any() for d, w in enumerate(self.weights)
+            not w.select(d + 1, 0).any() and not w.select(d + 1, w.shape[d + 1] - 1).any()
+            for d, w in enumerate(self.weights)
         )
         if not closed:
             return None

@@ -60,7 +60,9 @@ class FastPoisson:
             TypeError: A is no FaceStencil, so that its grid is unknown.
         """
         if not isinstance(A, FaceStencil):
-            raise TypeError(f"FastPoisson needs a FaceStencil to know the grid, but A is a {type(A).__name__}; build one with FaceStencil.from_coefficient.")
+            raise TypeError(
+                f"FastPoisson needs a FaceStencil to know the grid, but A is a {type(A).__name__}; build one with FaceStencil.from_coefficient."
+            )
         kind = (A.layout, A.boundary)
         dim = len(A.shape)
         eigenvalues = torch.zeros((), dtype=A.dtype, device=A.device)
@@ -82,7 +84,9 @@ class FastPoisson:
     def apply(self, r: Tensor) -> Tensor:
         """M^(-1) r, (batch, *shape) -> (batch, *shape)"""
         if self._ready is None:
-            raise RuntimeError("FastPoisson.apply was called before setup(A); a preconditioner reads its operator first.")
+            raise RuntimeError(
+                "FastPoisson.apply was called before setup(A); a preconditioner reads its operator first."
+            )
         z = r if self._scale is None else self._scale * r
         z = self._rotate(z, inverse=False) * self._inverse
         z = self._rotate(z, inverse=True)

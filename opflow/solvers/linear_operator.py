@@ -41,7 +41,9 @@ class DenseOperator(LinearOperator):
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
-            raise ValueError(f"A is {matrix.dtype} of shape {tuple(matrix.shape)}; expected a square matrix of real floating-point numbers.")
+            raise ValueError(
+                f"A is {matrix.dtype} of shape {tuple(matrix.shape)}; expected a square matrix of real floating-point numbers."
+            )
         self.matrix = matrix
         self.shape, self.dtype, self.device = (matrix.shape[0],), matrix.dtype, matrix.device
 
@@ -56,7 +58,9 @@ class SparseOperator(LinearOperator):
     def __init__(self, matrix: Any) -> None:
         matrix = matrix.tocsr()
         if matrix.shape[0] != matrix.shape[1] or matrix.dtype not in (np.float32, np.float64):
-            raise ValueError(f"A is {matrix.dtype} of shape {matrix.shape}; expected a square matrix in float32 or float64.")
+            raise ValueError(
+                f"A is {matrix.dtype} of shape {matrix.shape}; expected a square matrix in float32 or float64."
+            )
         self.matrix = matrix
         self.shape = (matrix.shape[0],)
         self.dtype = torch.float32 if matrix.dtype == np.float32 else torch.float64

@@ -13,7 +13,9 @@ class Reason(Enum):
     RTOL = "the true residual fell below rtol times the right-hand side"
     ATOL = "the true residual fell below atol"
     MAX_STEPS = "the step limit came first; raise max_steps or use a better preconditioner"
-    STAGNATED = "the true residual stopped falling above the tolerance; the dtype cannot reach it, so raise rtol or use float64"
+    STAGNATED = (
+        "the true residual stopped falling above the tolerance; the dtype cannot reach it, so raise rtol or use float64"
+    )
     INDEFINITE = "the operator or the preconditioner is not positive definite; use a solver for indefinite systems"
     NONSYMMETRIC = "the operator is not symmetric; conjugate gradients need symmetry, so use GMRES or BiCGSTAB"
     NAN_OR_INF = "a NaN or an infinity came in with the operator, the right-hand side or the initial guess"

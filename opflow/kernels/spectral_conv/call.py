@@ -30,9 +30,7 @@ class SpectralConvCall:
         """Check the arguments of `functional.spectral_conv`; every error says what came and what was expected."""
         dim = len(n_modes)
         if dim not in (1, 2, 3):
-            raise ValueError(
-                f"n_modes {n_modes} names {dim} dimensions; the spectral convolution works in 1, 2 or 3."
-            )
+            raise ValueError(f"n_modes {n_modes} names {dim} dimensions; the spectral convolution works in 1, 2 or 3.")
         if any(m <= 0 for m in n_modes):
             raise ValueError(f"n_modes is {n_modes}; every entry must be a positive number of modes.")
         if x.ndim != dim + 2:
@@ -70,9 +68,7 @@ class SpectralConvCall:
             )
         out_shape = in_shape if output_shape is None else output_shape
         if any(n < 1 for n in in_shape) or any(n < 1 for n in out_shape):
-            raise ValueError(
-                f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point."
-            )
+            raise ValueError(f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point.")
         return SpectralConvCall(n_modes, in_shape, out_shape, x.dtype, x.device)
 
     def kept(self, axis: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Derivatives of a function, by automatic differentiation or on a grid; a residual is stated once for both."""
