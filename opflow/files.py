@@ -128,11 +128,14 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_stale_temporaries(folder: str | Path) -> None:
-    """Remove the temporaries that dead processes left in `folder` (a SIGKILL skips every clean-up)."""
+def remove_stale_temporaries(folder: str | Path, prefix: str = "") -> None:
+    """Remove the temporaries that dead processes left in `folder` (a SIGKILL skips every clean-up).
+
+    Process ids say nothing about other machines: where several write to one folder, name your own files by `prefix`.
+    """
     for child in Path(folder).iterdir():
         match = _TEMPORARY.search(child.name)
-        if match and not _is_alive(int(match.group(1))):
+        if match and child.name.startswith(prefix) and not _is_alive(int(match.group(1))):
             _remove(child)
 
 
@@ -144,6 +147,14 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def discard(path: str | Path) -> None:
+    """Remove a file or folder in one step: renamed first, so that a crash leaves no half of it under its name."""
+    path = Path(path)
+    temporary = _temporary_name(path)
+    os.replace(path, temporary)
+    _remove(temporary)
 
 
 def claim_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -182,24 +193,28 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file.
+def read_tensors(path: str | Path, *, expected_sha256: str | None = None) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file; with `expected_sha256`, only if these very bytes have it.
 
     Raises:
-        DamagedFileError: the file is a pickle (refused: unpickling runs code), truncated, or no safetensors file.
+        DamagedFileError: the file is a pickle (refused: unpickling runs code), truncated, altered, or no safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = Path(path).read_bytes()
+    altered = expected_sha256 is not None and hashlib.sha256(content).hexdigest() != expected_sha256
+    try:
+        if not altered:
+            return load(content)
+        reason = "its SHA-256 is not the one recorded when it was written"
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        reason = str(error)
+    # Only now: a whole safetensors file may begin with these bytes too, as they are the length of its header.
     if content[:2] == b"PK" or content[:1] == b"\x80":
         raise DamagedFileError(
-            f"{path} is a pickle (.pt or .pth), which can run code when it is opened; opflow reads weights from safetensors only. "
+            f"{path} is a pickle (.pt or .pth), which can run code when it is opened; "
+            "opflow reads weights from safetensors only. "
             "Convert it where you trust it: torch.load(..., weights_only=True), then safetensors.torch.save_file."
         )
-    try:
-        return load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DamagedFileError(
-            f"{path} is not a whole safetensors file ({error}); restore it or use an older checkpoint."
-        ) from error
+    raise DamagedFileError(f"{path} is not a whole safetensors file ({reason}); restore it or use an older checkpoint.")

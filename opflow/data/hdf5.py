@@ -1,4 +1,4 @@
-"""Fields in an HDF5 file of schema ``opflow/1``: written whole or not at all, read lazily and with suspicion.
+"""Fields in an HDF5 file of schema ``opflow/1``, written whole or not at all.
 
 ==================  ==========================================================================================
 object              content
@@ -14,19 +14,16 @@ root attributes     ``schema``; as JSON text: ``split``, ``inputs``, ``targets``
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from opflow.data.inspection import check_superblock, checked_array, link_names, read_attributes, read_json, read_text
+from opflow.data.hdf5_source import HDF5Source
 from opflow.data.schema import (
     RESERVED_ATTRIBUTES,
     SCHEMA,
@@ -34,13 +31,11 @@ from opflow.data.schema import (
     check_finite,
     check_name,
     check_names,
-    check_schema,
     check_stored_dtype,
-    damage_reported,
     encode_attribute,
 )
-from opflow.data.source import as_array, check_field, check_fields, check_index, check_positions
-from opflow.files import atomic_file, sha256
+from opflow.data.source import as_array, check_field, check_fields, check_index
+from opflow.files import atomic_file
 from opflow.grid import Grid
 
 
@@ -171,203 +166,3 @@ def _file_image(
             store(groups["samples"], name, values, values.shape)
         file.flush()
         return file.id.get_file_image()
-
-
-@dataclass(frozen=True)
-class _Header:
-    grid: Grid
-    names: tuple[str, ...]
-    inputs: tuple[str, ...]
-    targets: tuple[str, ...]
-    index: NDArray[np.int64]
-    split: str
-    attributes: dict[str, Any]
-
-
-def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
-    check_schema(read_text(file, "schema", path), path)
-    split = check_name(read_json(file, "split", path), "split")
-    inputs = check_names(read_json(file, "inputs", path), "input")
-    targets = check_names(read_json(file, "targets", path), "target")
-    missing = {"grid", "fields", "samples"} - set(link_names(file, path))
-    if missing:
-        raise DataError(f"{path}: group {sorted(missing)[0]!r} is missing; it is not a whole file of schema {SCHEMA}.")
-    axes = link_names(file["grid"], path)
-    description = {name: read_json(file["grid"], name, path) for name in ("kind", "shape", "extent", "layout", "axes")}
-    if description["kind"] != "cartesian":
-        raise DataError(f"{path}: the grid is of kind {description['kind']!r}; this version reads 'cartesian' only.")
-    grid = Grid.from_json(description)
-    names = check_names(link_names(file["fields"], path), "field name")
-    for name in inputs + targets:
-        check_field(names, name, str(path))
-    link_names(file["samples"], path)
-    index = checked_array(file["samples"], "index", path, file_bytes=file_bytes, shape=None, chunk=None)
-    n = len(index)
-    ok = checked_array(file["samples"], "ok", path, file_bytes=file_bytes, shape=(n,), chunk=None)[()]
-    if not (ok == 1).all():
-        raise DataError(
-            f"{path}: {int((ok != 1).sum())} of {n} samples are marked as failed; make the file again without them."
-        )
-    for name in names:
-        checked_array(file["fields"], name, path, file_bytes=file_bytes, shape=(n, *grid.shape), chunk=(1, *grid.shape))
-    if set(axes) != set(grid.axes):
-        raise DataError(
-            f"{path}: coordinates {axes} are stored for a grid with axes {list(grid.axes)}; they must agree."
-        )
-    for axis, name in enumerate(grid.axes):
-        shape = (grid.shape[axis],)
-        stored = checked_array(file["grid"], name, path, file_bytes=file_bytes, shape=shape, chunk=None)[()]
-        if not np.allclose(stored, grid.coordinates(axis).numpy(), rtol=1e-12, atol=1e-12 * grid.lengths[axis]):
-            raise DataError(
-                f"{path}: the stored coordinates of axis {name!r} are not those of {grid}; they must agree."
-            )
-    numbers = check_index(index[()], n, str(path))
-    attributes = read_attributes(file, path, RESERVED_ATTRIBUTES)
-    return _Header(grid, names, inputs, targets, numbers, split, attributes)
-
-
-def _open(path: Path) -> Any:
-    """The file, open for reading; no lock is taken, since nothing ever writes to a file under its final name."""
-    import h5py
-
-    return h5py.File(path, "r", locking=False)
-
-
-def _identity(descriptor: int) -> tuple[int, int, int, int]:
-    status = os.fstat(descriptor)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class HDF5Source:
-    """One HDF5 file of schema ``opflow/1``, checked when it is opened and read sample by sample afterwards.
-
-    It may be handed to worker processes, forked or spawned: each opens the file for itself. A process that has it open
-    keeps reading the old content when the file is replaced; one that opens it later refuses the new content.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        DataError: it is truncated, altered, of another schema or version, or leads to other files.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._handle: Any = None
-        self._fields: dict[str, Any] = {}
-        self._pid = -1
-        self._identity: tuple[int, int, int, int] | None = None
-        self._fingerprint: str | None = None
-        file = self._file()
-        assert self._identity is not None
-        try:
-            with damage_reported(self.path, "its content"):
-                self._header = _read_header(file, self.path, self._identity[2])
-        except DataError:
-            self.close()
-            raise
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of every field."""
-        return self._header.grid
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all fields, sorted."""
-        return self._header.names
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The names of the input fields, in channel order."""
-        return self._header.inputs
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The names of the target fields, in channel order."""
-        return self._header.targets
-
-    @property
-    def index(self) -> NDArray[np.int64]:
-        """The global sample numbers (n,)."""
-        return self._header.index
-
-    @property
-    def split(self) -> str:
-        """The seed namespace."""
-        return self._header.split
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What else the writer recorded."""
-        return self._header.attributes
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the file."""
-        if self._fingerprint is None:
-            self._file()
-            self._fingerprint = sha256(self.path)
-        return self._fingerprint
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def read(self, name: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Field `name` at these positions: (len(indices), *grid), in the stored dtype.
-
-        Raises:
-            DataError: a checksum does not match, or a value is not finite; the message names the sample.
-        """
-        check_field(self.names, name, str(self.path))
-        positions = check_positions(indices, len(self), str(self.path))
-        file = self._file()
-        if name not in self._fields:
-            with damage_reported(self.path, f"field {name!r}"):
-                self._fields[name] = file["fields"][name]
-        dataset = self._fields[name]
-        values = np.empty((len(positions), *self.grid.shape), dtype=dataset.dtype)
-        # Whole chunks, neighbours in one call; a stride inside HDF5 would be ten times slower than in NumPy.
-        edges = [0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist(), len(positions)]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            if start < stop:
-                self._read_run(dataset, name, int(positions[start]), values[start:stop])
-        check_finite(values, name, self.index[positions], str(self.path))
-        return values
-
-    def _read_run(self, dataset: Any, name: str, first: int, values: NDArray[Any]) -> None:
-        n = len(values)
-        try:
-            dataset.read_direct(values, np.s_[first : first + n], np.s_[0:n])
-        except (OSError, RuntimeError) as error:
-            if n > 1:  # find the sample that is damaged
-                for k in range(n):
-                    self._read_run(dataset, name, first + k, values[k : k + 1])
-            reason = str(error).split("\n")[0][:200]
-            raise DataError(
-                f"{self.path}: field {name!r} of sample {int(self.index[first])} cannot be read ({reason}); "
-                "the file is damaged: restore it or make it again."
-            ) from error
-
-    def close(self) -> None:
-        """Close the file; the next read opens it again."""
-        if self._handle is not None:
-            self._handle.close()
-        self._handle, self._fields = None, {}
-
-    def _file(self) -> Any:
-        if self._handle is not None and self._pid == os.getpid():
-            return self._handle
-        self.close()  # inherited through fork: this closes the child's copy only
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist or is not a file; check the path.")
-        check_superblock(self.path)
-        with damage_reported(self.path, "its HDF5 structure"):
-            handle = _open(self.path)
-            identity = _identity(handle.id.get_vfd_handle())
-        if self._identity is not None and identity != self._identity:
-            handle.close()
-            raise DataError(f"{self.path} was replaced after it was opened; open it again to read the new content.")
-        self._handle, self._pid, self._identity = handle, os.getpid(), identity
-        return handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None, "_fields": {}, "_pid": -1}

@@ -152,9 +152,9 @@ def check_fields(fields: Mapping[str, NDArray[Any]], grid: Grid, where: str) -> 
         raise DataError(f"{where}: no field was given; give at least one, (n, *grid).")
     n = None
     for name, values in fields.items():
-        if values.dtype.kind not in "fiub":
+        if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8 or not values.dtype.isnative:
             raise DataError(
-                f"{where}: field {name!r} has dtype {values.dtype}; real numbers or booleans are expected "
+                f"{where}: field {name!r} has dtype {values.dtype}; native real numbers or booleans are expected "
                 "(give a complex field as two real ones)."
             )
         if values.ndim != grid.dim + 1 or values.shape[1:] != grid.shape:

@@ -1,0 +1,28 @@
+"""Data: files of schema ``opflow/1``, foreign formats, data sets, batches, statistics and the generator of data folders.
+
+One way through: `generate` writes a folder, `open_dataset` opens it, `FieldDataset` stacks its fields, `Batches` hands
+them to training, and `channel_statistics` gives what a normalizer needs.
+"""
+
+from opflow.data.batches import Batches
+from opflow.data.dataset import FieldDataset, collate
+from opflow.data.formats import open_dataset
+from opflow.data.generate import generate
+from opflow.data.hdf5 import write_dataset
+from opflow.data.schema import DataError
+from opflow.data.source import Source
+from opflow.data.statistics import ChannelStatistics, Statistics, channel_statistics
+
+__all__ = [
+    "Batches",
+    "ChannelStatistics",
+    "DataError",
+    "FieldDataset",
+    "Source",
+    "Statistics",
+    "channel_statistics",
+    "collate",
+    "generate",
+    "open_dataset",
+    "write_dataset",
+]

@@ -1,0 +1,97 @@
+"""Pictures: fields with their error, and curves of convergence. matplotlib is imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from opflow.grid import Grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure(columns: int, rows: int = 1, *, width: float = 3.4, height: float = 3.2) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("drawing needs matplotlib, which is not installed; run: pip install 'opflow[viz]'") from error
+    # A figure of its own, outside pyplot: drawing changes no global state and needs no screen.
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def plot_fields(
+    rows: Sequence[Mapping[str, ArrayLike]], grid: Grid, *, input: str, reference: str, prediction: str, title: str = ""
+) -> Figure:
+    """One row a sample: input, reference, prediction on the reference's colour scale, and the signed error on its own.
+
+    Args:
+        rows: for each sample its named fields, each (*grid) in two dimensions.
+        grid: extent and axis names.
+        input, reference, prediction: which of the names goes where; they become the panel titles.
+    """
+    if grid.dim != 2:
+        raise ValueError(f"plot_fields draws two-dimensional fields, but the grid has {grid.dim} axes.")
+    if not rows:
+        raise ValueError("there is no sample to draw; give at least one row.")
+    figure, axes = _figure(4, len(rows))
+    (left, right), (bottom, top) = grid.extent
+    for i, row in enumerate(rows):
+        fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}
+        error = fields[prediction] - fields[reference]
+        relative = np.linalg.norm(error) / np.linalg.norm(fields[reference])
+        low, high = fields[reference].min(), fields[reference].max()
+        largest = np.abs(error).max() or 1.0
+        panels = [
+            (input, fields[input], {"cmap": "cividis"}),
+            (reference, fields[reference], {"cmap": "viridis", "vmin": low, "vmax": high}),
+            (prediction, fields[prediction], {"cmap": "viridis", "vmin": low, "vmax": high}),
+            (f"error (relative L2 {relative:.2%})", error, {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}),
+        ]
+        for axis, (name, field, style) in zip(axes[i], panels, strict=True):
+            # Fields are indexed [x, y]; pictures have y upwards.
+            image = axis.imshow(field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style)
+            axis.set_title(name, fontsize=10)
+            axis.set_xlabel(grid.axes[0])
+            axis.set_ylabel(grid.axes[1])
+            figure.colorbar(image, ax=axis, shrink=0.8, format="%.2g")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def plot_convergence(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ylabel: str, title: str = "", log_x: bool = False
+) -> Figure:
+    """Curves name -> (x, y) on a logarithmic y axis: training losses, residual histories, errors under refinement."""
+    figure, axes = _figure(1, width=5.6, height=3.8)
+    axis = axes[0][0]
+    for name, (x, y) in curves.items():
+        axis.plot(np.asarray(x), np.asarray(y), marker="o" if len(np.asarray(x)) < 30 else None, markersize=3, label=name)
+    axis.set_yscale("log")
+    if log_x:
+        axis.set_xscale("log")
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.grid(True, which="both", alpha=0.3)
+    axis.legend(frameon=False)
+    if title:
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a picture; it reaches its name only whole."""
+    from opflow.files import atomic_file
+
+    path = Path(path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
+    return path
