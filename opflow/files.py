@@ -65,7 +65,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise OSError(
@@ -90,7 +90,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for child in sorted(temporary.rglob("*")):
             _sync(child)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise OSError(
@@ -128,10 +128,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove_stale_temporaries(folder: str | Path, prefix: str = "") -> None:
+def remove_stale_temporaries(folder: str | Path, prefix: str | tuple[str, ...] = "") -> None:
     """Remove the temporaries that dead processes left in `folder` (a SIGKILL skips every clean-up).
 
-    Process ids say nothing about other machines: where several write to one folder, name your own files by `prefix`.
+    Process ids say nothing about other machines: where several write to one folder, say by `prefix`
+    how the names of your own files begin.
     """
     for child in Path(folder).iterdir():
         match = _TEMPORARY.search(child.name)
@@ -153,7 +154,7 @@ def discard(path: str | Path) -> None:
     """Remove a file or folder in one step: renamed first, so that a crash leaves no half of it under its name."""
     path = Path(path)
     temporary = _temporary_name(path)
-    os.replace(path, temporary)
+    path.replace(temporary)
     _remove(temporary)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from opflow.files import atomic_file
 from opflow.grid import Grid
 
 if TYPE_CHECKING:
@@ -89,8 +90,6 @@ def plot_convergence(
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a picture; it reaches its name only whole."""
-    from opflow.files import atomic_file
-
     path = Path(path)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Batches:
         workers: processes that read ahead; 0 reads in this one. For data that fit, ``dataset.in_memory()`` is faster.
         multiprocessing_context: ``fork``, ``spawn`` or ``forkserver``, by default Python's own choice.
 
+    >>> from opflow import Grid
     >>> data = FieldDataset.from_arrays(torch.ones(5, 8), torch.ones(5, 8), Grid(8))
     >>> [batch.batch_size for batch in Batches(data, 2)]
     [2, 2, 1]
@@ -76,6 +77,7 @@ class Batches:
         self.epoch = 0
         self.position = 0
         self._passes = 0
+        self._remaining = _Remaining()
         self._loader: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
@@ -113,10 +115,11 @@ class Batches:
             for positions in self.order(self.epoch)[self.position :]:
                 yield self.dataset.read(positions)
             return
+        self._remaining.batches = self.order(self.epoch)[self.position :]
         if self._loader is None:
             self._loader = DataLoader(
                 self.dataset,
-                batch_sampler=_Remaining(self),
+                batch_sampler=self._remaining,
                 collate_fn=collate,
                 num_workers=self.workers,
                 multiprocessing_context=self.multiprocessing_context,
@@ -180,14 +183,12 @@ class Batches:
 
 
 class _Remaining:
-    """The batches that are left of the current epoch, asked for anew by the loader at every pass."""
+    """The batches that are left of an epoch; workers outlive a pass, so the loader asks here again at every one."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    batches: Sequence[NDArray[np.int64]] = ()
 
     def __iter__(self) -> Iterator[list[int]]:
-        for positions in self.batches.order(self.batches.epoch)[self.batches.position :]:
-            yield positions.tolist()
+        return iter([positions.tolist() for positions in self.batches])
 
     def __len__(self) -> int:
-        return len(self.batches) - self.batches.position
+        return len(self.batches)

@@ -26,7 +26,7 @@ from opflow.data.schema import (
     check_names,
     first_difference,
 )
-from opflow.files import read_json, remove_stale_temporaries, sha256, write_json
+from opflow.files import DamagedFileError, read_json, remove_stale_temporaries, sha256, write_json
 from opflow.grid import Grid
 from opflow.typing import Problem
 
@@ -181,8 +181,7 @@ def _claim(folder: Path, recipe: Mapping[str, Any], own: list[str], *, alone: bo
         raise FileExistsError(f"{folder} is a file, not a folder; choose another output folder.")
     folder.mkdir(parents=True, exist_ok=True)
     # Only our own parts: the process ids of shards on other machines mean nothing here.
-    for prefix in [""] if alone else own:
-        remove_stale_temporaries(folder, prefix)
+    remove_stale_temporaries(folder, "" if alone else tuple(name.removesuffix("h5") for name in own))
     found = [child.name for child in folder.iterdir()]
     if RECIPE in found:
         existing = read_json(folder / RECIPE)
@@ -206,8 +205,11 @@ def _is_done(path: Path, recipe: Mapping[str, Any]) -> bool:
     sidecar = path.with_suffix(".json")
     if not (path.is_file() and sidecar.is_file()):
         return False
-    values = read_json(sidecar)
-    part = read_part(values, sidecar)
+    try:
+        values = read_json(sidecar)
+        part = read_part(values, sidecar)
+    except (DataError, DamagedFileError):
+        return False  # a damaged sidecar vouches for nothing: the part is made again, and the sidecar with it
     return values.get("recipe") == digest(recipe) and part.file == path.name and part.sha256 == sha256(path)
 
 
@@ -216,12 +218,12 @@ def _finish(folder: Path, recipe: Mapping[str, Any], names: list[str]) -> Folder
     parts = []
     for name in names:
         sidecar = (folder / name).with_suffix(".json")
-        if not sidecar.is_file():
+        if not (sidecar.is_file() and (folder / name).is_file()):
             return None
         values = read_json(sidecar)
+        parts.append(read_part(values, sidecar))
         if values.get("recipe") != digest(recipe):
             raise DataError(f"{sidecar} belongs to another recipe; remove {name} and run again with resume=True.")
-        parts.append(read_part(values, sidecar))
     write_manifest(folder, recipe, parts)
     return FolderSource(folder)
 

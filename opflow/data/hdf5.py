@@ -14,7 +14,7 @@ root attributes     ``schema``; as JSON text: ``split``, ``inputs``, ``targets``
 
 from __future__ import annotations
 
-import secrets
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -53,7 +53,7 @@ def write_dataset(
 ) -> None:
     """Write scalar fields to one HDF5 file, atomically; equal values give equal bytes.
 
-    The file is put together in memory, so the peak is about three times the size of the fields: split what is larger
+    The file is put together in memory, so the peak is about twice the size of the fields: split what is larger
     into several files (`generate` does).
 
     Args:
@@ -71,7 +71,7 @@ def write_dataset(
         DataError: a name, shape or dtype that the schema does not allow, or a value that is not finite.
         OSError: the file could not be written; what was there before is unchanged.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> path = Path(tempfile.mkdtemp()) / "u.h5"
     >>> write_dataset(path, {"u": torch.zeros(3, 4)}, Grid(4), inputs=("u",), targets=())
     >>> len(HDF5Source(path))
@@ -80,7 +80,7 @@ def write_dataset(
     path = Path(path)
     inputs, targets = check_names(inputs, "input"), check_names(targets, "target")
     arrays = {}
-    for name in check_names(fields, "field name"):
+    for name in sorted(check_names(fields, "field name")):
         values = as_array(fields[name])
         arrays[name] = values.astype(np.uint8) if values.dtype == bool else values
     n = check_fields(arrays, grid, str(path))
@@ -112,7 +112,7 @@ def write_dataset(
 
     content = _file_image({"schema": SCHEMA.encode(), **texts}, grid, arrays, roles, samples)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(content.getbuffer())
         with closing(HDF5Source(temporary)) as written:
             for name, values in arrays.items():
                 for i in range(0, n, 64):
@@ -127,12 +127,13 @@ def _file_image(
     fields: Mapping[str, NDArray[Any]],
     roles: Mapping[str, str],
     samples: Mapping[str, NDArray[Any]],
-) -> bytes:
+) -> io.BytesIO:
     """The bytes of the file. HDF5 writes to memory only: on a full disk it would leave handles that crash at exit."""
     import h5py
 
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fapl_core(sum(v.nbytes for v in fields.values()) // 8 + (1 << 20), False)
+    buffer = io.BytesIO()
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
@@ -141,14 +142,13 @@ def _file_image(
     timeless.set_obj_track_times(False)
 
     def annotate(obj: Any, values: Mapping[str, bytes]) -> None:
-        for name, value in values.items():
-            obj.attrs[name] = np.bytes_(value)
+        for name in sorted(values):
+            obj.attrs[name] = np.bytes_(values[name])
 
     def store(group: Any, name: str, values: NDArray[Any], chunk: tuple[int, ...]) -> Any:
         return group.create_dataset(name, data=values, chunks=chunk, fletcher32=True, track_times=False)
 
-    memory_name = f"opflow-{secrets.token_hex(8)}".encode()  # HDF5 takes two open files of one name for the same
-    with h5py.File(h5py.h5f.create(memory_name, h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)) as file:
+    with h5py.File(h5py.h5f.create(repr(buffer).encode(), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)) as file:
         annotate(file, texts)
         groups = {
             name: h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=timeless))
@@ -164,5 +164,4 @@ def _file_image(
             annotate(dataset, {"role": encode_attribute("role", roles[name]), "dims": dims})
         for name, values in samples.items():
             store(groups["samples"], name, values, values.shape)
-        file.flush()
-        return file.id.get_file_image()
+    return buffer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from opflow.data.schema import (
     damage_reported,
 )
 from opflow.data.source import check_field, check_index, check_positions
-from opflow.files import sha256
 from opflow.grid import Grid
 
 
@@ -158,8 +158,9 @@ class HDF5Source:
     def fingerprint(self) -> str:
         """SHA-256 of the file."""
         if self._fingerprint is None:
-            self._file()
-            self._fingerprint = sha256(self.path)
+            with self.path.open("rb") as file:
+                self._check_identity(_identity(file.fileno()))
+                self._fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         return self._fingerprint
 
     def __len__(self) -> int:
@@ -217,11 +218,17 @@ class HDF5Source:
         with damage_reported(self.path, "its HDF5 structure"):
             handle = _open(self.path)
             identity = _identity(handle.id.get_vfd_handle())
-        if self._identity is not None and identity != self._identity:
+        try:
+            self._check_identity(identity)
+        except DataError:
             handle.close()
-            raise DataError(f"{self.path} was replaced after it was opened; open it again to read the new content.")
+            raise
         self._handle, self._pid, self._identity = handle, os.getpid(), identity
         return handle
+
+    def _check_identity(self, identity: tuple[int, int, int, int]) -> None:
+        if self._identity is not None and identity != self._identity:
+            raise DataError(f"{self.path} was replaced after it was opened; open it again to read the new content.")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None, "_fields": {}, "_pid": -1}

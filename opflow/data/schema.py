@@ -31,8 +31,10 @@ def damage_reported(path: str | Path, what: str) -> Iterator[None]:
     """Turn whatever a parser raises on a damaged file into a `DataError` that names the file and the part."""
     try:
         yield
-    except DataError:
-        raise
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:300] or type(error).__name__
         raise DataError(

@@ -51,7 +51,9 @@ def as_preconditioner(M: Preconditioner, A: Any) -> scipy.sparse.linalg.LinearOp
 def _check_single(operator: LinearOperator) -> None:
     for weights in getattr(operator, "weights", ()):
         if weights.shape[0] != 1:
-            raise ValueError(f"A holds a batch of {weights.shape[0]} operators, but SciPy solves with one; build it from one coefficient.")
+            raise ValueError(
+                f"A holds a batch of {weights.shape[0]} operators, but SciPy solves with one; build it from one coefficient."
+            )
 
 
 def _wrapped(apply: Callable[[Tensor], Tensor], operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
@@ -65,4 +67,6 @@ def _wrapped(apply: Callable[[Tensor], Tensor], operator: LinearOperator) -> sci
             return apply(field.to(operator.device)).reshape(-1).cpu().numpy()
 
     dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
-    return scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, rmatvec=matvec if operator.symmetric else None, dtype=dtype)
+    return scipy.sparse.linalg.LinearOperator(
+        (n, n), matvec=matvec, rmatvec=matvec if operator.symmetric else None, dtype=dtype
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,10 @@ class GridEmbedding(nn.Module):
         """(batch, channel, *grid) -> (batch, channel + dim, *grid)"""
         dim = len(self.layout)
         grid = x.shape[2:]
-        if len(grid) != dim:
-            raise ValueError(f"x has shape {tuple(x.shape)} with {len(grid)} grid axes, but the embedding has {dim}.")
+        if x.ndim != dim + 2:
+            raise ValueError(f"x has shape {tuple(x.shape)} with {x.ndim} axes, but GridEmbedding expects {dim + 2}: (batch, channel, *grid).")
+        if not x.is_floating_point():
+            raise TypeError(f"x is {x.dtype}; coordinates can only stand beside real floating-point channels, so convert it.")
         channels = [x]
         for axis, layout in enumerate(self.layout):
             line = unit_coordinates(grid[axis], layout, x).view([-1 if a == axis else 1 for a in range(dim)])
@@ -79,19 +82,24 @@ class DomainPadding(nn.Module):
                 f"padding is {fraction}; give a fraction of the domain between 0 and 4, one for all {dim} axes or one per axis."
             )
         self.fraction, self.layout = fractions, as_layout(layout, dim)
+        self._ratios = [Fraction(f).limit_denominator(1000) for f in fractions]
 
     def padded_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The grid after padding."""
-        padded = []
-        for n, fraction, layout in zip(shape, self.fraction, self.layout, strict=True):
-            intervals = n - 1 if layout == "nodes" else n
-            padded.append(max(n, int(intervals * (1 + fraction) + 0.5)) if fraction else n)
-        return tuple(padded)
+        return tuple(n + amount for n, amount in zip(shape, self._amounts(shape), strict=True))
+
+    def _amounts(self, shape: Sequence[int]) -> list[int]:
+        amounts = []
+        for n, ratio, layout in zip(shape, self._ratios, self.layout, strict=True):
+            # period - n, with the period rounded in whole numbers: torch.export can follow these at a dynamic resolution.
+            is_nodes = layout == "nodes"
+            extra = (2 * (n - is_nodes) * ratio.numerator + ratio.denominator) // (2 * ratio.denominator) - is_nodes
+            amounts.append(extra if ratio and extra > 0 else 0)
+        return amounts
 
     def pad(self, x: Field) -> Field:
         """(batch, channel, *grid) -> (batch, channel, *padded_shape(grid)), zeros at the far end of each axis"""
-        amounts = [m - n for n, m in zip(x.shape[2:], self.padded_shape(x.shape[2:]), strict=True)]
-        return F.pad(x, [a for amount in reversed(amounts) for a in (0, amount)])
+        return F.pad(x, [a for amount in reversed(self._amounts(x.shape[2:])) for a in (0, amount)])
 
     def crop(self, x: Field, shape: Sequence[int]) -> Field:
         """Cut the field back to `shape`."""

@@ -30,6 +30,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
+        first = self.linears[0].weight
+        if x.shape[-1] != first.shape[1]:
+            raise ValueError(f"x has shape {tuple(x.shape)} but the MLP expects {first.shape[1]} numbers along the last axis.")
+        if x.device != first.device:
+            raise ValueError(f"x is on {x.device} but the MLP is on {first.device}; move one with .to(device).")
+        if x.dtype != first.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise TypeError(f"x is {x.dtype} but the MLP works in {first.dtype}; convert one with .to(dtype).")
         for linear in self.linears[:-1]:
             x = self.activation(linear(x))
         return self.linears[-1](x)

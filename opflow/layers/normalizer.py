@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from opflow.typing import Field
+from opflow.typing import Field, check_field
 
 
 class Normalizer(nn.Module):
@@ -53,12 +53,9 @@ class Normalizer(nn.Module):
         return x * std + mean
 
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.ndim < 2 or x.shape[1] != self.mean.shape[0]:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} but the normalizer has {self.mean.shape[0]} channels; fields are (batch, channel, *grid)."
-            )
+        check_field(x, self.mean.shape[0], None, self.mean, "Normalizer")
         shape = (-1, *[1] * (x.ndim - 2))
-        return self.mean.view(shape).to(x.dtype), self.std.view(shape).to(x.dtype)
+        return self.mean.view(shape), self.std.view(shape)
 
     def extra_repr(self) -> str:
         """The numbers, for `print(model)`."""
@@ -97,7 +94,7 @@ class Normalized(nn.Module):
             y = self.model(x)
         else:
             if self.coords is not None:
-                coords = self.coords(coords.movedim(-1, 1)).movedim(1, -1) if coords.ndim > 1 else self.coords(coords)
+                coords = self.coords(coords.reshape(1, -1, coords.shape[-1]).mT).mT.reshape(coords.shape)
             y = self.model(x, coords)
         return y if self.output is None else self.output.inverse(y)
 

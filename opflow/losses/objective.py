@@ -100,7 +100,7 @@ class Sum(Objective):
     def __init__(self, *losses: Objective) -> None:
         super().__init__()
         flat = [part for loss in losses for part in (loss.losses if isinstance(loss, Sum) else [loss])]
-        self.losses = nn.ModuleList(flat)
+        self.losses: nn.ModuleList = nn.ModuleList(flat)
         _refuse_repeated(self.names)
 
     @property

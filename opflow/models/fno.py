@@ -111,7 +111,7 @@ class FNO(nn.Module):
 
         def block(is_last: bool) -> FourierLayer:
             return FourierLayer(
-                SpectralConv(hidden_channels, hidden_channels, modes, rank=rank),
+                SpectralConv(hidden_channels, hidden_channels, modes, bias=skip != "linear", rank=rank),
                 _skip(skip, hidden_channels),
                 channel_mlp=None
                 if not channel_mlp
@@ -138,8 +138,8 @@ class FNO(nn.Module):
 
 def _skip(kind: str | None, channels: int) -> nn.Module | None:
     if kind == "linear":
-        # The spectral convolution beside it has the bias.
-        return ChannelLinear(channels, channels, bias=False)
+        # Its bias serves the spectral convolution too, at no cost: it is added inside the matrix product.
+        return ChannelLinear(channels, channels)
     return {"identity": nn.Identity(), "soft-gating": SoftGate(channels), None: None}[kind]
 
 

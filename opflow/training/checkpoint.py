@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from opflow.files import DamagedFileError, atomic_folder, remove_stale_temporaries, sha256, write_json, write_tensors
 from opflow.training import checkpoint_files as store
 from opflow.training.arguments import check_count
-from opflow.training.module import differences, unwrapped
+from opflow.training.module import differences, is_first_rank, unwrapped
 from opflow.training.random_streams import RandomStreams
 from opflow.training.record import Record, Start
 from opflow.training.state import flatten
@@ -57,7 +57,7 @@ def save_checkpoint(
     folder = Path(folder)
     step = record.step if record else 0
     inner = unwrapped(model)
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+    if not is_first_rank():
         return folder / f"step_{step:06d}"
     for name, parameter in inner.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -67,17 +67,17 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor] = {}
     tensors: dict[str, torch.Tensor] = {}
     parts = _states(loss, optimizer, scheduler, batches, ema)
-    streams = {"now": RandomStreams.capture().state_dict()}
+    parts["streams"] = {"now": RandomStreams.capture().state_dict()}
     if record is not None and record.epoch_streams is not None:
-        streams["epoch"] = record.epoch_streams.state_dict()
+        parts["streams"]["epoch"] = record.epoch_streams.state_dict()
     meta: dict[str, Any] = {
         "format": store.FORMAT,
         "torch": torch.__version__,
         "opflow": _version(),
         "recipe": _recipe(inner),
         "record": record.to_json() if record else None,
-        "model": {"dict": [[key, flatten(value, key, weights)] for key, value in inner.state_dict().items()]},
-        "state": flatten({**parts, "streams": streams}, "", tensors),
+        "model": _flatten_parts(inner.state_dict(), weights),
+        "state": _flatten_parts(parts, tensors),
     }
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(folder)
@@ -86,7 +86,7 @@ def save_checkpoint(
     path = folder / store.new_name(folder, step)
     with atomic_folder(path) as temporary:
         write_tensors(temporary / store.MODEL, weights)
-        write_tensors(temporary / store.STATE, {name.lstrip("."): tensor for name, tensor in tensors.items()})
+        write_tensors(temporary / store.STATE, tensors)
         meta["files"] = {name: sha256(temporary / name) for name in (store.MODEL, store.STATE)}
         write_json(temporary / store.META, meta | {"sha256": store.digest(meta)})
     if _is_better(folder, record):
@@ -131,7 +131,11 @@ def load_checkpoint(
     checkpoint = store.read_checkpoint(folder, which)
     inner, state = unwrapped(model), checkpoint.state
     given = {"loss": loss, "optimizer": optimizer, "scheduler": scheduler, "batches": batches, "ema": ema}
-    wanted = {name: part for name, part in given.items() if part is not None and (name != "loss" or _state_of(part))}
+    wanted = {name: part for name, part in given.items() if part is not None}
+    if not _state_of(loss):
+        wanted.pop("loss", None)
+    if not hasattr(batches, "load_state_dict"):
+        wanted.pop("batches", None)
     lacking = [name for name in wanted if name not in state]
     if lacking:
         raise ValueError(
@@ -149,8 +153,8 @@ def load_checkpoint(
         _check_kind("scheduler", scheduler, state["scheduler"], checkpoint.path)
     start = _start(checkpoint, frozenset({"model", *wanted}))
     with ExitStack() as undo:
-        for part, name in ((batches, "batches"), (scheduler, "scheduler"), (optimizer, "optimizer")):
-            if part is not None:
+        for name in ("batches", "scheduler", "optimizer"):
+            if (part := wanted.get(name)) is not None:
                 # References suffice for an optimiser: load_state_dict replaces its tensors and never writes into them.
                 before = part.state_dict() if name == "optimizer" else copy.deepcopy(part.state_dict())
                 undo.callback(part.load_state_dict, before)
@@ -169,6 +173,11 @@ def _version() -> str:
     from opflow import __version__
 
     return __version__
+
+
+def _flatten_parts(parts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    # Part by part, so that a weight is stored under the very name it has in the state dict.
+    return {"dict": [[name, flatten(part, name, tensors)] for name, part in parts.items()]}
 
 
 def _recipe(model: nn.Module) -> Any:
@@ -223,7 +232,8 @@ def _start(checkpoint: store.Checkpoint, restored: frozenset[str]) -> Start:
         raise DamagedFileError(f"{checkpoint.path} was not written by this version of opflow ({error!r}).") from error
     if record is not None:
         record = replace(record, epoch_streams=streams.get("epoch"))
-    return Start(checkpoint.path, record, streams["now"], restored)
+    batches = checkpoint.state.get("batches") if "batches" in restored else None
+    return Start(checkpoint.path, record, streams["now"], batches, restored)
 
 
 def _check_module(what: str, module: nn.Module, stored: Mapping[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from opflow.batch import Batch, apply_model
 from opflow.training.arguments import check_arguments
-from opflow.training.module import device_of, evaluating, modes_of, set_modes, unwrapped
+from opflow.training.module import device_of, evaluating, is_first_rank, modes_of, set_modes, unwrapped
 from opflow.training.random_streams import RandomStreams
 from opflow.training.record import Record, Start
 from opflow.training.step import AnyBatch, Loss, Step, on_device
@@ -123,8 +123,8 @@ class _Run:
         if not self.model.training:
             self.model.train()
         try:
-            if self.start is not None and self._is_first_rank():
-                self.start.streams.restore()
+            if self.start is not None:
+                self._put_back(self.start)
             while self.epoch <= self.epochs and not self.stopped:
                 yield from self._epoch(bar)
         finally:
@@ -157,7 +157,7 @@ class _Run:
         # A plain DataLoader draws its order from the global streams at the beginning of the epoch: draw it again.
         now = RandomStreams.capture()
         self.epoch_streams = (self.last and self.last.epoch_streams) or now
-        if self._is_first_rank():
+        if is_first_rank():
             self.epoch_streams.restore()
         remaining = iter(self.batches)
         skipped = sum(1 for _ in islice(remaining, self.position))
@@ -168,6 +168,13 @@ class _Run:
             )
         now.restore()
         return remaining
+
+    def _put_back(self, start: Start) -> None:
+        # Here and not when loading: whatever was drawn or read in between must not change the run.
+        if is_first_rank():
+            start.streams.restore()
+        if start.batches is not None:
+            self.batches.load_state_dict(start.batches)  # type: ignore[attr-defined]
 
     def _after_step(self, terms: dict[str, float]) -> None:
         self.learning_rate = float(self.optimizer.param_groups[0]["lr"])
@@ -223,12 +230,6 @@ class _Run:
         # A body that plots often leaves the model in eval mode, which would silently switch dropout off from here on.
         if self.model.training != modes[self.model]:
             set_modes(modes)
-
-    def _is_first_rank(self) -> bool:
-        return (
-            not (torch.distributed.is_available() and torch.distributed.is_initialized())
-            or torch.distributed.get_rank() == 0
-        )
 
 
 def evaluate(

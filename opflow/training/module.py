@@ -38,6 +38,12 @@ def set_modes(modes: Mapping[nn.Module, bool]) -> None:
         module.training = training
 
 
+def is_first_rank() -> bool:
+    """True for the one process that writes files; in a run without torch.distributed always."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode and without gradients; afterwards every part is in the mode it was in."""

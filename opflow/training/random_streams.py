@@ -33,7 +33,7 @@ class RandomStreams:
         """The streams as they are now."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         # The legacy global stream is what data sets and libraries written for NumPy's old interface draw from.
-        return RandomStreams(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=False))  # type: ignore[arg-type]  # noqa: NPY002
+        return RandomStreams(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state(legacy=False))  # noqa: NPY002
 
     def restore(self) -> None:
         """Put every stream back. CUDA streams of devices that this machine lacks are left out."""
@@ -60,6 +60,6 @@ class RandomStreams:
         version, words, gauss = state["python"]
         python = (version, tuple(int(word) for word in words), gauss)
         random.Random().setstate(python)
-        np.random.RandomState().set_state(state["numpy"])  # noqa: NPY002
+        np.random.RandomState().set_state(state["numpy"])
         torch.Generator().set_state(state["torch_cpu"])
         return RandomStreams(state["torch_cpu"], state["torch_cuda"], python, state["numpy"])

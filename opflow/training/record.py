@@ -83,10 +83,12 @@ class Start:
         path: the checkpoint.
         record: the record it was saved with; None if it was saved without.
         streams: the random streams at the save; `fit` puts them back before its first batch.
+        batches: the state of the batches, which `fit` puts back too; None for a plain iterable.
         restored: which parts were loaded: "model", "loss", "optimizer", "scheduler", "batches", "ema".
     """
 
     path: Path
     record: Record | None
     streams: RandomStreams = field(repr=False)
+    batches: Mapping[str, Any] | None = field(default=None, repr=False)
     restored: frozenset[str] = frozenset()

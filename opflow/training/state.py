@@ -13,7 +13,7 @@ from torch import Tensor
 
 # A JSON number beyond this is read as a float by other readers, so it is written as text.
 _EXACT_INTEGER = 2**53
-_MAPPINGS: dict[str, type] = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
+_MAPPINGS: dict[str, type[dict[Any, Any]]] = {"dict": dict, "ordered": OrderedDict, "counter": Counter}
 
 
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -83,12 +83,13 @@ class Step:
             value.backward()
             # The check comes after backward: in DDP a rank that stopped before it would leave the others waiting.
             numbers = {name: float(term.detach()) for name, term in terms.items()}
-            fault = self._fault(numbers, float(value.detach())) or self._clip()
+            sum_of_terms = float(value.detach())
+            fault = self._fault(numbers, sum_of_terms) or self._clip()
             if fault:
                 raise TrainingDiverged(epoch, number, *fault, batch, last)
             if not first:
                 first.update(numbers)
-            return value
+            return sum_of_terms
 
         before = [p.detach().clone() for p in self.parameters] if self.moves_early else []
         try:

@@ -1,0 +1,18 @@
+"""Training as a generator, and checkpoints that continue it bit for bit."""
+
+from opflow.training.checkpoint import load_checkpoint, save_checkpoint
+from opflow.training.interruption import Interruption
+from opflow.training.loop import evaluate, fit
+from opflow.training.record import Record, Start
+from opflow.training.step import TrainingDiverged
+
+__all__ = [
+    "Interruption",
+    "Record",
+    "Start",
+    "TrainingDiverged",
+    "evaluate",
+    "fit",
+    "load_checkpoint",
+    "save_checkpoint",
+]
