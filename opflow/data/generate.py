@@ -52,7 +52,7 @@ def generate(
 
     Samples are computed in aligned blocks, whole even where n cuts the last one, since the bits of a batched solve may
     depend on the batch. So the bytes depend neither on the number of shards nor on interruptions (on one kind of
-    machine); a run that was killed goes on with ``resume=True`` and computes at most one part again per shard.
+    machine, with one number of threads); a run that was killed goes on with ``resume=True`` and computes at most one part again per shard.
 
     Args:
         problem: a frozen dataclass with ``inputs``, ``unknowns``, ``sample`` and ``solve``.

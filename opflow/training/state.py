@@ -74,10 +74,11 @@ def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _unflatten_tagged(skeleton: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    (kind, content), *rest = skeleton.items()
+    kind, content = next(iter(skeleton.items()), ("nothing", None))
     if kind == "tensor":
-        tensor = tensors[content]
-        return torch.view_as_complex(tensor) if "complex" in dict(rest) else tensor
+        return tensors[content]
+    if kind == "complex":
+        return torch.view_as_complex(tensors[content])
     if kind == "array":
         dtype = np.dtype(skeleton["dtype"])
         array = np.frombuffer(tensors[content].numpy().tobytes(), dtype=dtype).reshape(skeleton["shape"]).copy()
@@ -96,7 +97,7 @@ def _store_tensor(value: Tensor, name: str, tensors: dict[str, Tensor]) -> dict[
     value = value.detach()
     if value.is_complex():  # safetensors knows complex64 in its newer versions only, complex128 in none
         tensors[name] = torch.view_as_real(value.resolve_conj().contiguous())
-        return {"tensor": name, "complex": True}
+        return {"complex": name}
     tensors[name] = value
     return {"tensor": name}
 

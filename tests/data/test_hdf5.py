@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from children import in_child, limit_file_size
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opflow import Grid
 from opflow.data import DataError, FieldDataset, open_dataset, write_dataset
 from opflow.data.hdf5_source import HDF5Source
+from opflow.data.schema import check_name
 
 GRID = Grid((8, 9), extent=((0.0, 1.0), (-1.0, 2.0)), layout=("nodes", "periodic"))
 
@@ -169,3 +172,13 @@ def test_a_damaged_sample_is_named_and_the_others_are_read(tmp_path):
         source.read("u", range(5, 20))
     with pytest.raises(DataError, match="sample 113"):
         FieldDataset(source).in_memory()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(name=st.text(max_size=80) | st.sampled_from(["../x", "/etc", "a\0b", "a" * 65, "", ".", "a/b", "1a", "a\n"]))
+def test_only_plain_names_are_allowed(name):
+    if name.isascii() and name.isidentifier() and name[0] != "_" and len(name) <= 64:
+        assert check_name(name, "field name") == name
+    else:
+        with pytest.raises(DataError, match="is not allowed"):
+            check_name(name, "field name")

@@ -133,9 +133,15 @@ def run_to_file(folder: Path, target: Path) -> None:
     write_tensors(target, run_or_continue(folder))
 
 
-def run_until_call(folder: Path, call: str, nth: int) -> None:
-    """In a child: die in the nth call of os.replace or os.fsync, after it (odd) or before it (even)."""
+def save_next_until_call(folder: Path, call: str, nth: int) -> None:
+    """In a child: continue to the next record and die in the nth os.replace or os.fsync of saving it.
+
+    After the call where nth is odd, before it where it is even.
+    """
     torch.set_num_threads(1)
+    run_parts = parts()
+    start = load_checkpoint(folder, **run_parts)
+    record = next(fit(**run_parts, epochs=EPOCHS, validate=validation, clip_norm=1.0, every=2, start=start))
     original, calls = getattr(os, call), itertools.count(1)
 
     def dying(*args: Any, **kwargs: Any) -> None:
@@ -146,7 +152,7 @@ def run_until_call(folder: Path, call: str, nth: int) -> None:
         original(*args, **kwargs)
 
     setattr(os, call, dying)
-    run_or_continue(folder)
+    save_checkpoint(folder, **run_parts, record=record, keep=1)
 
 
 def result(run_parts: dict[str, Any]) -> dict[str, Tensor]:

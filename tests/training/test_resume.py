@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from small_run import (
     result,
     run,
     run_to_file,
-    run_until_call,
+    save_next_until_call,
     seed_everything,
     square,
     unequal,
+    validation,
 )
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +32,7 @@ from opflow.batch import Batch
 from opflow.files import read_tensors
 from opflow.losses.misfit import DataMisfit
 from opflow.training.checkpoint import load_checkpoint, save_checkpoint
-from opflow.training.checkpoint_files import pointed, step_names
+from opflow.training.checkpoint_files import pointed
 from opflow.training.loop import fit
 
 
@@ -67,18 +70,32 @@ def test_stopped_after_any_record(tmp_path: Path, uninterrupted, stop_after: int
     assert unequal(run(None, second, start), uninterrupted) == []
 
 
-def test_killed_at_every_step_of_a_write(tmp_path: Path, uninterrupted):
-    """SIGKILL at one call after another of the writes: the run goes on from what is there, to the same bits."""
-    for call in ("replace", "fsync"):
-        folder = tmp_path / call
-        for nth in range(1, 19):
-            child = start_child(run_until_call, folder, call, nth)
-            child.join()
-            assert child.exitcode == -signal.SIGKILL
-            assert not step_names(folder) or load_checkpoint(folder, **parts())
-        final = parts()
-        start = load_checkpoint(folder, **final)
-        assert unequal(run(None, final, start), uninterrupted) == []
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_killed_at_every_step_of_a_write(tmp_path: Path, uninterrupted, call: str):
+    """SIGKILL at one call after another of a save: what was there loads, and the run ends with the same bits."""
+    seed_everything()
+    first = parts()
+    for record in fit(**first, epochs=EPOCHS, validate=validation, clip_norm=1.0, every=2):
+        save_checkpoint(tmp_path / "before", **first, record=record, keep=1)
+        if record.step == 4:
+            break
+    steps = []
+    for nth in itertools.count(1):
+        folder = tmp_path / str(nth)
+        shutil.copytree(tmp_path / "before", folder)
+        child = start_child(save_next_until_call, folder, call, nth)
+        child.join()
+        continued = parts()
+        start = load_checkpoint(folder, **continued)
+        steps.append(start.record.step)
+        if nth % 4 == 1:
+            assert unequal(run(folder, continued, start), uninterrupted) == []
+            assert not [path.name for path in folder.iterdir() if ".tmp." in path.name]
+        if child.exitcode == 0:  # the save has no nth call
+            break
+        assert child.exitcode == -signal.SIGKILL
+    assert nth > (6 if call == "replace" else 10)
+    assert steps == sorted(steps) and steps[0] == 4 and steps[-1] == 5  # never neither the old nor the new
 
 
 def test_killed_at_random_moments(tmp_path: Path, uninterrupted):
