@@ -75,7 +75,7 @@ def _resample_axis(x: Tensor, dim: int, m: int) -> Tensor:
     if n == m:
         return x
     if x.numel() == 0:
-        return x.new_zeros(x.shape[:dim] + (m,) + x.shape[dim + 1 :])
+        return x.new_zeros((*x.shape[:dim], m, *x.shape[dim + 1 :]))
     spectrum = torch.fft.rfft(x, dim=dim, norm="forward").narrow(dim, 0, min(n, m) // 2 + 1)
     smaller = min(n, m)
     if smaller % 2 == 0:

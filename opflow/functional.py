@@ -8,7 +8,8 @@ from torch import Tensor
 
 from opflow.fourier import resample
 from opflow.kernels.backend import choose, explain
-from opflow.kernels.spectral_conv import BACKENDS, SpectralConvCall
+from opflow.kernels.spectral_conv.backends import BACKENDS
+from opflow.kernels.spectral_conv.call import SpectralConvCall
 
 __all__ = ["explain_backend", "resample", "spectral_conv"]
 

@@ -67,7 +67,7 @@ class Grid:
                 raise ValueError(
                     f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}."
                 )
-        extents = tuple((float(a), float(b)) for a, b in pairs)  # type: ignore[misc]
+        extents = tuple((float(pair[0]), float(pair[1])) for pair in pairs)  # type: ignore[index]
         for (a, b), axis in zip(extents, axes, strict=True):
             if not (math.isfinite(a) and math.isfinite(b) and a < b):
                 raise ValueError(f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order.")

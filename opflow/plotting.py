@@ -58,7 +58,9 @@ def plot_fields(
         ]
         for axis, (name, field, style) in zip(axes[i], panels, strict=True):
             # Fields are indexed [x, y]; pictures have y upwards.
-            image = axis.imshow(field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style)
+            image = axis.imshow(
+                field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style
+            )
             axis.set_title(name, fontsize=10)
             axis.set_xlabel(grid.axes[0])
             axis.set_ylabel(grid.axes[1])
@@ -75,7 +77,9 @@ def plot_convergence(
     figure, axes = _figure(1, width=5.6, height=3.8)
     axis = axes[0][0]
     for name, (x, y) in curves.items():
-        axis.plot(np.asarray(x), np.asarray(y), marker="o" if len(np.asarray(x)) < 30 else None, markersize=3, label=name)
+        axis.plot(
+            np.asarray(x), np.asarray(y), marker="o" if len(np.asarray(x)) < 30 else None, markersize=3, label=name
+        )
     axis.set_yscale("log")
     if log_x:
         axis.set_xscale("log")

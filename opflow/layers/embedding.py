@@ -45,9 +45,13 @@ class GridEmbedding(nn.Module):
         dim = len(self.layout)
         grid = x.shape[2:]
         if x.ndim != dim + 2:
-            raise ValueError(f"x has shape {tuple(x.shape)} with {x.ndim} axes, but GridEmbedding expects {dim + 2}: (batch, channel, *grid).")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} with {x.ndim} axes, but GridEmbedding expects {dim + 2}: (batch, channel, *grid)."
+            )
         if not x.is_floating_point():
-            raise TypeError(f"x is {x.dtype}; coordinates can only stand beside real floating-point channels, so convert it.")
+            raise TypeError(
+                f"x is {x.dtype}; coordinates can only stand beside real floating-point channels, so convert it."
+            )
         channels = [x]
         for axis, layout in enumerate(self.layout):
             line = unit_coordinates(grid[axis], layout, x).view([-1 if a == axis else 1 for a in range(dim)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +27,16 @@ class MLP(nn.Module):
         super().__init__()
         if len(sizes) < 2 or any(size < 1 for size in sizes):
             raise ValueError(f"sizes is {tuple(sizes)}; give at least an input and an output width, all positive.")
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation = activation or nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        first = self.linears[0].weight
+        first = cast(nn.Linear, self.linears[0]).weight
         if x.shape[-1] != first.shape[1]:
-            raise ValueError(f"x has shape {tuple(x.shape)} but the MLP expects {first.shape[1]} numbers along the last axis.")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} but the MLP expects {first.shape[1]} numbers along the last axis."
+            )
         if x.device != first.device:
             raise ValueError(f"x is on {x.device} but the MLP is on {first.device}; move one with .to(device).")
         if x.dtype != first.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
@@ -103,7 +107,7 @@ class ChannelMLP(nn.Module):
         if n_layers < 1:
             raise ValueError(f"n_layers is {n_layers}; a ChannelMLP needs at least one linear map.")
         widths = [in_channels, *[hidden_channels or out_channels] * (n_layers - 1), out_channels]
-        self.linears = nn.ModuleList(ChannelLinear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.linears = nn.ModuleList(ChannelLinear(a, b) for a, b in itertools.pairwise(widths))
         self.activation = activation or nn.GELU()
 
     def forward(self, x: Field) -> Field:

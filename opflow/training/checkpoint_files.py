@@ -85,7 +85,7 @@ def read_step(step_folder: Path) -> Checkpoint:
             raise DamagedFileError(f"{path} is missing, so {step_folder.name} is no whole checkpoint.")
         try:
             tensors = read_tensors(path, expected_sha256=meta["files"][name])
-            part = unflatten(meta[skeleton], tensors)
+            part = dict(unflatten(meta[skeleton], tensors))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamagedFileError(f"{step_folder / META} was not written by opflow: {error}.") from error
         parts.append(part)

@@ -74,7 +74,9 @@ def unflatten(skeleton: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _unflatten_tagged(skeleton: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    kind, content = next(iter(skeleton.items()), ("nothing", None))
+    if not skeleton:
+        raise KeyError("an empty object")
+    kind, content = next(iter(skeleton.items()))
     if kind == "tensor":
         return tensors[content]
     if kind == "complex":

@@ -43,14 +43,28 @@ class Case:
 CASES = [
     Case("SpectralConv1d", lambda: SpectralConv(2, 3, 6), (2, 2, 11), 3, same_at_every_resolution=True),
     Case(
-        "SpectralConv2d", lambda: SpectralConv(2, 3, (5, 6)), (2, 2, 9, 8), 3, same_at_every_resolution=True, compiles_fast=True
+        "SpectralConv2d",
+        lambda: SpectralConv(2, 3, (5, 6)),
+        (2, 2, 9, 8),
+        3,
+        same_at_every_resolution=True,
+        compiles_fast=True,
     ),
     Case("SpectralConv3d", lambda: SpectralConv(2, 2, (3, 4, 4)), (1, 2, 5, 6, 5), 2, same_at_every_resolution=True),
-    Case("SpectralConvTucker", lambda: SpectralConv(2, 3, (5, 6), rank=0.5), (2, 2, 9, 8), 3, same_at_every_resolution=True),
+    Case(
+        "SpectralConvTucker",
+        lambda: SpectralConv(2, 3, (5, 6), rank=0.5),
+        (2, 2, 9, 8),
+        3,
+        same_at_every_resolution=True,
+    ),
     Case(
         "FourierLayer",
         lambda: FourierLayer(
-            SpectralConv(3, 3, (5, 5)), ChannelLinear(3, 3), channel_mlp=ChannelMLP(3, 3, 2), channel_mlp_skip=SoftGate(3)
+            SpectralConv(3, 3, (5, 5)),
+            ChannelLinear(3, 3),
+            channel_mlp=ChannelMLP(3, 3, 2),
+            channel_mlp_skip=SoftGate(3),
         ),
         (2, 3, 8, 9),
         3,
@@ -69,14 +83,24 @@ CASES = [
     ),
     Case("FNO1d", lambda: FNO.build(6, 1, 2, 3, n_layers=2), (2, 1, 16), 2),
     Case(
-        "FNO2d", lambda: FNO.build((4, 5), 1, 1, 3, n_layers=2, padding=0.25, layout="nodes"), (2, 1, 9, 10), 1, compiles_fast=True
+        "FNO2d",
+        lambda: FNO.build((4, 5), 1, 1, 3, n_layers=2, padding=0.25, layout="nodes"),
+        (2, 1, 9, 10),
+        1,
+        compiles_fast=True,
     ),
-    Case("FNO3d", lambda: FNO.build((4, 4, 4), 1, 1, 2, n_layers=2, norm="group", skip="soft-gating"), (2, 1, 5, 6, 7), 1),
-    Case("TFNO", lambda: FNO.build((4, 5), 2, 1, 3, n_layers=2, rank=0.3, channel_mlp=None, skip=None), (2, 2, 9, 8), 1),
+    Case(
+        "FNO3d", lambda: FNO.build((4, 4, 4), 1, 1, 2, n_layers=2, norm="group", skip="soft-gating"), (2, 1, 5, 6, 7), 1
+    ),
+    Case(
+        "TFNO", lambda: FNO.build((4, 5), 2, 1, 3, n_layers=2, rank=0.3, channel_mlp=None, skip=None), (2, 2, 9, 8), 1
+    ),
 ]
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-trainable = pytest.mark.parametrize("case", [c for c in CASES if list(c.make().parameters())], ids=lambda case: case.name)
+trainable = pytest.mark.parametrize(
+    "case", [c for c in CASES if list(c.make().parameters())], ids=lambda case: case.name
+)
 
 
 def made(case: Case, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, torch.Tensor]:
@@ -176,7 +200,9 @@ def test_two_evaluations_agree(case: Case) -> None:
 def test_vmap_equals_a_loop(case: Case) -> None:
     model, x = made(case)
     stack = torch.stack([x, 2 * x, -x])
-    torch.testing.assert_close(torch.vmap(model)(stack), torch.stack([model(part) for part in stack]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.vmap(model)(stack), torch.stack([model(part) for part in stack]), rtol=1e-10, atol=1e-10
+    )
 
 
 @cases
@@ -273,7 +299,8 @@ def compile_and_export(case: Case) -> None:
 
 
 needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler here"
+    not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler here",
 )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,17 @@ def run_or_continue(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         start = None
     return run(folder, run_parts, start)
+
+
+def start_child(function: Callable[..., None], *args: Any) -> BaseProcess:
+    """Start function(*args) in a process forked from one that has torch loaded but never used it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "opflow.training.checkpoint", "opflow.training.loop", "safetensors.torch"]
+    )
+    child = context.Process(target=function, args=args)
+    child.start()
+    return child
 
 
 def run_to_file(folder: Path, target: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import random
 import shutil
 import signal
@@ -23,6 +22,7 @@ from small_run import (
     save_next_until_call,
     seed_everything,
     square,
+    start_child,
     unequal,
     validation,
 )
@@ -40,17 +40,6 @@ from opflow.training.loop import fit
 def uninterrupted():
     seed_everything()
     return run(None, parts())
-
-
-def start_child(function, *args) -> multiprocessing.Process:
-    """Start function(*args) in a process forked from one that has torch loaded but never used it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["torch._dynamo", "opflow.training.checkpoint", "opflow.training.loop", "safetensors.torch"]
-    )
-    child = context.Process(target=function, args=args)
-    child.start()
-    return child
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 9, 12])
@@ -263,3 +252,34 @@ def test_seconds_and_best_validation_go_on(tmp_path: Path):
     third = next(fit(**second, epochs=EPOCHS, validate=lambda m: 2.0, start=load_checkpoint(tmp_path, **second)))
     assert (third.epoch, third.step, third.best, third.best_validation) == (3, 15, False, 1.0)
     assert third.seconds > record.seconds
+
+
+@pytest.mark.parametrize("stop_after", [2, 3])
+def test_batches_of_a_data_set_continue_mid_epoch(tmp_path: Path, stop_after: int):
+    from opflow.data.batches import Batches
+    from opflow.data.dataset import FieldDataset
+    from opflow.grid import Grid
+
+    x = torch.linspace(0, 1, 9 * 8).view(9, 1, 8)
+    data = FieldDataset.from_arrays(x, x.sin(), Grid(8))
+
+    def fresh():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.2))
+        return {
+            "model": model,
+            "loss": DataMisfit(square),
+            "batches": Batches(data, 2, shuffle=True, seed=4),
+            "optimizer": torch.optim.Adam(model.parameters()),
+        }
+
+    whole = fresh()
+    list(fit(**whole, epochs=3, every=3))
+    stopped = fresh()
+    for count, record in enumerate(fit(**stopped, epochs=3, every=3), 1):
+        if count == stop_after:
+            save_checkpoint(tmp_path, **stopped, record=record)
+            break
+    second = fresh()
+    list(fit(**second, epochs=3, every=3, start=load_checkpoint(tmp_path, **second)))
+    assert unequal(result(whole), result(second)) == []

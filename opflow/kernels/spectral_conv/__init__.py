@@ -1,8 +1,6 @@
-"""The spectral convolution: `BACKENDS` in order of preference."""
+"""The spectral convolution: `BACKENDS` in order of preference, chosen by a `SpectralConvCall`."""
 
+from opflow.kernels.spectral_conv.backends import BACKENDS
 from opflow.kernels.spectral_conv.call import SpectralConvCall
-from opflow.kernels.spectral_conv.reference import Reference
-
-BACKENDS = (Reference(),)
 
 __all__ = ["BACKENDS", "SpectralConvCall"]

@@ -62,7 +62,7 @@ def _synthesise(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
         lowest, highest = call.kept(dim - 2)
         n = call.out_shape[dim - 2]
         negative, positive = spectrum.split([-lowest, highest + 1], dim=dim)
-        gap = spectrum.new_zeros(spectrum.shape[:dim] + (n - (highest - lowest + 1),) + spectrum.shape[dim + 1 :])
+        gap = spectrum.new_zeros((*spectrum.shape[:dim], n - (highest - lowest + 1), *spectrum.shape[dim + 1 :]))
         spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm="forward")
     factor = call.last_column_factor()
     if factor != 1.0:

@@ -1,0 +1,66 @@
+# Two set-up commands do everything on a fresh machine with Python 3.11 and pip: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := opflow examples benchmarks tests
+# One thread a worker: two workers on two cores must not fight for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300
+# The GPU machine brings its own Python with torch; nothing is installed there.
+GPU_PYTHON ?= python3
+
+.PHONY: help demo test test-slow test-gpu check format bench bench-gpu docs clean
+
+help:
+	@echo "demo       install, generate, train, evaluate, draw, call the result from SciPy"
+	@echo "test       install and run the fast test suite (under 8 minutes on 2 cores)"
+	@echo "check      lint, types, floors"
+	@echo "test-slow  the long tests        test-gpu   the tests that need a CUDA device"
+	@echo "bench      benchmarks, on a CPU  bench-gpu  benchmarks, on a CUDA device"
+	@echo "docs       the documentation     format     format the code"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "opflow needs Python 3.11 or later, but $(PYTHON) is older; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
+
+# One stamp an extra; each is made again when the requirements change.
+$(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(subst -,$(comma),$*)]'
+	@touch $@
+comma := ,
+
+demo: $(VENV)/.installed-viz-cli
+	$(BIN)/python examples/darcy_fno.py --resume
+
+test: $(VENV)/.installed-test
+	$(PYTEST) -n 2 --dist worksteal
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow --timeout=3600
+
+test-gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(SOURCES) docs
+	$(BIN)/ruff format --check $(SOURCES) docs
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix $(SOURCES) docs
+	$(BIN)/ruff format $(SOURCES) docs
+
+bench: $(VENV)/.installed-viz-cli
+	$(BIN)/python -m benchmarks.darcy_generation
+	$(BIN)/python -m benchmarks.darcy_fno
+
+bench-gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_generation --device cuda
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_fno --device cuda
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache
