@@ -41,7 +41,7 @@ def main(
     unseen: int = 127,
     samples: int = 1000,
     test_samples: int = 100,
-    epochs: int = 12,
+    epochs: int = 10,
     batch_size: int = 10,
     modes: int = 12,
     hidden_channels: int = 24,

@@ -2,6 +2,6 @@
 
 from opflow.batch import Batch
 from opflow.grid import Grid
+from opflow.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Batch", "Grid", "__version__"]

@@ -93,9 +93,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
+        reason = error.__cause__ if isinstance(error.__cause__, OSError) else error  # of a file in the folder
         raise OSError(
             error.errno,
-            f"could not write {path}: {error.strerror or error}; what was there before is unchanged",
+            f"could not write {path}: {reason.strerror or reason}; what was there before is unchanged",
         ) from error
     finally:
         _remove(temporary)

@@ -42,7 +42,7 @@ def plot_fields(
         raise ValueError(f"plot_fields draws two-dimensional fields, but the grid has {grid.dim} axes.")
     if not rows:
         raise ValueError("there is no sample to draw; give at least one row.")
-    figure, axes = _figure(4, len(rows))
+    figure, axes = _figure(4, len(rows), height=2.9)
     (left, right), (bottom, top) = grid.extent
     for i, row in enumerate(rows):
         fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}

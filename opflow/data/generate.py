@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from opflow.data.schema import (
 from opflow.files import DamagedFileError, read_json, remove_stale_temporaries, sha256, write_json
 from opflow.grid import Grid
 from opflow.typing import Problem
+from opflow.version import __version__
 
 
 def generate(
@@ -107,7 +107,7 @@ def generate(
         "samples_per_file": samples_per_file,
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
-        "opflow": version("opflow"),
+        "opflow": __version__,
         "torch": torch.__version__,
     }
     folder = Path(folder) / split

@@ -21,6 +21,7 @@ from opflow.training.module import differences, is_first_rank, unwrapped
 from opflow.training.random_streams import RandomStreams
 from opflow.training.record import Record, Start
 from opflow.training.state import flatten
+from opflow.version import __version__
 
 
 def save_checkpoint(
@@ -59,26 +60,8 @@ def save_checkpoint(
     inner = unwrapped(model)
     if not is_first_rank():
         return folder / f"step_{step:06d}"
-    for name, parameter in inner.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise ValueError(
-                f"the parameter {name!r} holds NaN or infinity, so this model is not saved; the last one stays."
-            )
-    weights: dict[str, torch.Tensor] = {}
-    tensors: dict[str, torch.Tensor] = {}
     parts = _states(loss, optimizer, scheduler, batches, ema)
-    parts["streams"] = {"now": RandomStreams.capture().state_dict()}
-    if record is not None and record.epoch_streams is not None:
-        parts["streams"]["epoch"] = record.epoch_streams.state_dict()
-    meta: dict[str, Any] = {
-        "format": store.FORMAT,
-        "torch": torch.__version__,
-        "opflow": _version(),
-        "recipe": _recipe(inner),
-        "record": record.to_json() if record else None,
-        "model": _flatten_parts(inner.state_dict(), weights),
-        "state": _flatten_parts(parts, tensors),
-    }
+    meta, weights, tensors = _contents(inner, parts, record)
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(folder)
     names = store.step_names(folder)
@@ -129,50 +112,43 @@ def load_checkpoint(
     'step_000000'
     """
     checkpoint = store.read_checkpoint(folder, which)
-    inner, state = unwrapped(model), checkpoint.state
+    inner = unwrapped(model)
     given = {"loss": loss, "optimizer": optimizer, "scheduler": scheduler, "batches": batches, "ema": ema}
     wanted = {name: part for name, part in given.items() if part is not None}
     if not _state_of(loss):
         wanted.pop("loss", None)
     if not hasattr(batches, "load_state_dict"):
         wanted.pop("batches", None)
-    lacking = [name for name in wanted if name not in state]
-    if lacking:
-        raise ValueError(
-            f"{checkpoint.path} holds no state of {', '.join(lacking)}; it was saved without, so leave it out here "
-            "or pass it to save_checkpoint."
-        )
-    _check_module("the model", inner, checkpoint.model, checkpoint.path)
-    if "loss" in wanted:
-        _check_module("the loss", loss, state["loss"], checkpoint.path)
-    if ema is not None:
-        _check_module("the averaged model", unwrapped(ema.module), state["ema"]["module"], checkpoint.path)
-    if optimizer is not None:
-        _check_optimizer(optimizer, state["optimizer"], checkpoint.path)
-    if scheduler is not None:
-        _check_kind("scheduler", scheduler, state["scheduler"], checkpoint.path)
+    _check(checkpoint, inner, wanted)
     start = _start(checkpoint, frozenset({"model", *wanted}))
-    with ExitStack() as undo:
-        for name in ("batches", "scheduler", "optimizer"):
-            if (part := wanted.get(name)) is not None:
-                # References suffice for an optimiser: load_state_dict replaces its tensors and never writes into them.
-                before = part.state_dict() if name == "optimizer" else copy.deepcopy(part.state_dict())
-                undo.callback(part.load_state_dict, before)
-                part.load_state_dict(state[name] if name == "batches" else state[name]["state"])
-        if "loss" in wanted:
-            loss.load_state_dict(state["loss"])
-        if ema is not None:
-            unwrapped(ema.module).load_state_dict(state["ema"]["module"])
-            ema.n_averaged.copy_(state["ema"]["n_averaged"])
-        inner.load_state_dict(checkpoint.model)
-        undo.pop_all()
+    _apply(checkpoint, inner, wanted)
     return start
 
 
-def _version() -> str:
-    from opflow import __version__
-
-    return __version__
+def _contents(
+    model: nn.Module, parts: dict[str, Any], record: Record | None
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What the three files hold: meta.json, the weights, and the tensors of every other part."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"the parameter {name!r} holds NaN or infinity, so this model is not saved; the last one stays."
+            )
+    streams = {"now": RandomStreams.capture().state_dict()}
+    if record is not None and record.epoch_streams is not None:
+        streams["epoch"] = record.epoch_streams.state_dict()
+    weights: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    meta = {
+        "format": store.FORMAT,
+        "torch": torch.__version__,
+        "opflow": __version__,
+        "recipe": _recipe(model),
+        "record": record.to_json() if record else None,
+        "model": _flatten_parts(model.state_dict(), weights),
+        "state": _flatten_parts(parts | {"streams": streams}, tensors),
+    }
+    return meta, weights, tensors
 
 
 def _flatten_parts(parts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -222,6 +198,45 @@ def _is_better(folder: Path, record: Record | None) -> bool:
     except DamagedFileError:
         return True
     return not before or before["validation"] is None or record.validation < float(before["validation"])
+
+
+def _check(checkpoint: store.Checkpoint, model: nn.Module, wanted: Mapping[str, Any]) -> None:
+    """Raise unless the checkpoint fits every part, before any of them is changed."""
+    state = checkpoint.state
+    lacking = [name for name in wanted if name not in state]
+    if lacking:
+        raise ValueError(
+            f"{checkpoint.path} holds no state of {', '.join(lacking)}; it was saved without, so leave it out here "
+            "or pass it to save_checkpoint."
+        )
+    _check_module("the model", model, checkpoint.model, checkpoint.path)
+    if "loss" in wanted:
+        _check_module("the loss", wanted["loss"], state["loss"], checkpoint.path)
+    if "ema" in wanted:
+        _check_module("the averaged model", unwrapped(wanted["ema"].module), state["ema"]["module"], checkpoint.path)
+    if "optimizer" in wanted:
+        _check_optimizer(wanted["optimizer"], state["optimizer"], checkpoint.path)
+    if "scheduler" in wanted:
+        _check_kind("scheduler", wanted["scheduler"], state["scheduler"], checkpoint.path)
+
+
+def _apply(checkpoint: store.Checkpoint, model: nn.Module, wanted: Mapping[str, Any]) -> None:
+    """Load every part; if one refuses, put those before it back. The modules come last: they were checked by name."""
+    state = checkpoint.state
+    with ExitStack() as undo:
+        for name in ("batches", "scheduler", "optimizer"):
+            if (part := wanted.get(name)) is not None:
+                # References suffice for an optimiser: load_state_dict replaces its tensors and never writes into them.
+                before = part.state_dict() if name == "optimizer" else copy.deepcopy(part.state_dict())
+                undo.callback(part.load_state_dict, before)
+                part.load_state_dict(state[name] if name == "batches" else state[name]["state"])
+        if "loss" in wanted:
+            wanted["loss"].load_state_dict(state["loss"])
+        if "ema" in wanted:
+            unwrapped(wanted["ema"].module).load_state_dict(state["ema"]["module"])
+            wanted["ema"].n_averaged.copy_(state["ema"]["n_averaged"])
+        model.load_state_dict(checkpoint.model)
+        undo.pop_all()
 
 
 def _start(checkpoint: store.Checkpoint, restored: frozenset[str]) -> Start:
