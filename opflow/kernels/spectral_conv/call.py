@@ -43,11 +43,11 @@ class SpectralConvCall:
                 f"x is {x.dtype} and weight is {weight.dtype}; both must be real floating-point tensors "
                 "(spectral weights are stored as real pairs, fields are converted with .float())."
             )
-        expected = (*weight_grid(n_modes), 2, x.shape[1])
-        if weight.ndim != dim + 3 or tuple(weight.shape[:-2]) != expected[:-1]:
+        kept = (*weight_grid(n_modes), 2)
+        if weight.ndim != dim + 3 or tuple(weight.shape[:-2]) != kept:
             raise ValueError(
                 f"weight has shape {tuple(weight.shape)} but n_modes {n_modes} expects "
-                f"{(*expected[:-1], 'in_channels', 'out_channels')}: (*kept modes, real and imaginary part, in, out)."
+                f"({', '.join(map(str, kept))}, in_channels, out_channels): kept modes, real and imaginary part, in, out."
             )
         if weight.shape[-2] != x.shape[1]:
             raise ValueError(

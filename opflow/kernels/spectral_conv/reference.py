@@ -64,21 +64,22 @@ def _synthesise(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
         negative, positive = spectrum.split([-lowest, highest + 1], dim=dim)
         gap = spectrum.new_zeros((*spectrum.shape[:dim], n - (highest - lowest + 1), *spectrum.shape[dim + 1 :]))
         spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm="forward")
-    factor = call.last_column_factor()
-    if factor != 1.0:
-        head, column = spectrum.split([spectrum.shape[last] - 1, 1], dim=last)
-        spectrum = torch.cat([head, factor * column], dim=last)
-    # The real transform ignores what is left of an imaginary part at k = 0 and at the unpaired column, on the CPU;
-    # cuFFT does not always, so it is removed by hand.
-    return torch.fft.irfft(_real_columns(spectrum, call), n=call.out_shape[-1], dim=last, norm="forward")
+    spectrum = _hermitian(spectrum, call)
+    return torch.fft.irfft(spectrum, n=call.out_shape[-1], dim=last, norm="forward")
 
 
-def _real_columns(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
-    n, columns = call.out_shape[-1], spectrum.shape[-1]
-    pieces = [torch.complex(spectrum[..., :1].real, torch.zeros_like(spectrum[..., :1].real))]
-    unpaired = columns > 1 and 2 * (columns - 1) == n
-    inner = spectrum[..., 1 : columns - 1] if unpaired else spectrum[..., 1:]
-    pieces.append(inner)
-    if unpaired:
-        pieces.append(torch.complex(spectrum[..., -1:].real, torch.zeros_like(spectrum[..., -1:].real)))
-    return torch.cat(pieces, dim=-1)
+def _hermitian(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
+    """The last axis as the inverse real transform needs it: the highest column scaled, unpaired columns real.
+
+    The transform ignores the imaginary part of unpaired columns on a CPU; cuFFT does not always.
+    """
+    highest = spectrum.shape[-1] - 1
+    if highest == 0:
+        return _real(spectrum)
+    first, inner, last = spectrum.split([1, highest - 1, 1], dim=-1)
+    last = call.last_column_factor() * last
+    return torch.cat([_real(first), inner, _real(last) if 2 * highest == call.out_shape[-1] else last], dim=-1)
+
+
+def _real(column: Tensor) -> Tensor:
+    return torch.complex(column.real, torch.zeros_like(column.real))
