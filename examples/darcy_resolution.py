@@ -80,9 +80,8 @@ def main(
         orders[name] = math.log(e[-2] / e[-1]) / math.log(h[-2] / h[-1])
         curves[f"{name}: order {orders[name]:.2f}"] = (h, e)
         print(f"manufactured solution, {name}: observed order {orders[name]:.2f}")
-    for order in (1, 2):
-        curves[f"slope {order}"] = (spacings, [0.3 * h**order for h in spacings])
-    figure = plot_convergence(curves, xlabel="spacing h", ylabel="relative L2 error of the pressure", log_x=True)
+    labels = {"xlabel": "spacing h", "ylabel": "relative L2 error of the pressure"}
+    figure = plot_convergence(curves, **labels, log_x=True, slopes=(1, 2))
     print(f"picture: {save_figure(figure, out / 'convergence.png')}")
     return orders["smooth permeability"]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 @dataclass
@@ -57,13 +58,25 @@ class Batch:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        else:
+            return model
+
+
 def apply_model(model: nn.Module, batch: Batch) -> Tensor:
     """Call `model` with the non-None of (input, coords), then `parameters` and `mask` where its forward declares them."""
     positional = [part for part in (batch.input, batch.coords) if part is not None]
     optional = {"parameters": batch.parameters, "mask": batch.mask}
     if all(part is None for part in optional.values()):
         return model(*positional)
-    inner = model.module if hasattr(model, "module") and isinstance(model.module, nn.Module) else model
+    inner = unwrapped(model)
+    inner = inner.module if isinstance(inner, AveragedModel) else inner
     declared = inspect.signature(inner.forward).parameters
     return model(
         *positional,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -20,7 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-_TEMPORARY = re.compile(r"\.tmp\.(\d+)\.[0-9a-f]{8}$")
+# Host and process are part of the name: on a shared file system another machine's temporaries may be alive.
+_HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
+_TEMPORARY = re.compile(rf"\.tmp\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}$")
 
 
 class DamagedFileError(OSError):
@@ -28,7 +31,7 @@ class DamagedFileError(OSError):
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.tmp.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}")
 
 
 def _sync(path: Path) -> None:

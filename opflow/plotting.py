@@ -71,22 +71,42 @@ def plot_fields(
 
 
 def plot_convergence(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ylabel: str, title: str = "", log_x: bool = False
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log_x: bool = False,
+    slopes: Sequence[float] = (),
 ) -> Figure:
-    """Curves name -> (x, y) on a logarithmic y axis: training losses, residual histories, errors under refinement."""
-    figure, axes = _figure(1, width=5.6, height=3.8)
+    """Curves name -> (x, y) on a logarithmic y axis: training losses, residual histories, errors under refinement.
+
+    Args:
+        curves: each with its own x.
+        xlabel, ylabel, title: with units, where there are any.
+        log_x: a logarithmic x axis too.
+        slopes: dashed reference lines y ~ x^slope, from the middle of the curves at their largest x; needs `log_x`.
+    """
+    if slopes and not log_x:
+        raise ValueError("slopes are straight lines on two logarithmic axes only; pass log_x=True with them.")
+    figure, axes = _figure(1, width=5.6, height=4.4)
     axis = axes[0][0]
     for name, (x, y) in curves.items():
         axis.plot(
             np.asarray(x), np.asarray(y), marker="o" if len(np.asarray(x)) < 30 else None, markersize=3, label=name
         )
+    for slope in slopes:
+        ends = [float(end([end(np.asarray(x)) for x, _ in curves.values()])) for end in (np.min, np.max)]
+        middle = np.exp(np.mean([np.log(np.asarray(y)[np.argmax(np.asarray(x))]) for x, y in curves.values()]))
+        line = middle * (np.array(ends) / ends[1]) ** slope
+        axis.plot(ends, line, linestyle="--", color="black", linewidth=0.8, label=f"slope {slope:g}")
     axis.set_yscale("log")
     if log_x:
         axis.set_xscale("log")
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.grid(True, which="both", alpha=0.3)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)  # never over a curve
     if title:
         axis.set_title(title, fontsize=10)
     return figure

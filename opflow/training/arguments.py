@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from opflow.training.module import device_of, unwrapped
+from opflow.batch import unwrapped
+from opflow.training.module import device_of
 from opflow.training.record import Start
 
 

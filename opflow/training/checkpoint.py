@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from opflow.batch import unwrapped
 from opflow.files import DamagedFileError, atomic_folder, remove_stale_temporaries, sha256, write_json, write_tensors
 from opflow.training import checkpoint_files as store
 from opflow.training.arguments import check_count
-from opflow.training.module import differences, is_first_rank, unwrapped
+from opflow.training.module import differences, is_first_rank
 from opflow.training.random_streams import RandomStreams
 from opflow.training.record import Record, Start
 from opflow.training.state import flatten

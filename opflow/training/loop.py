@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from opflow.batch import Batch, apply_model
+from opflow.batch import Batch, apply_model, unwrapped
 from opflow.training.arguments import check_arguments
-from opflow.training.module import device_of, evaluating, is_first_rank, modes_of, set_modes, unwrapped
+from opflow.training.module import device_of, evaluating, is_first_rank, modes_of, set_modes
 from opflow.training.random_streams import RandomStreams
 from opflow.training.record import Record, Start
 from opflow.training.step import AnyBatch, Loss, Step, on_device

@@ -9,17 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model
-
-
 def device_of(model: nn.Module) -> torch.device | None:
     """The device of the first parameter or buffer; None if there is none."""
     for tensor in (*model.parameters(), *model.buffers()):

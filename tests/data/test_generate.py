@@ -17,6 +17,7 @@ from toy_problem import Toy, content
 from opflow import Grid
 from opflow.data import DataError, FieldDataset, generate, open_dataset
 from opflow.data.folder import FolderSource
+from opflow.files import _HOST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -115,7 +116,7 @@ def test_resume_makes_again_what_was_damaged_or_lost(tmp_path, whole):
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     (folder / "part-00002-of-00004.h5").unlink()
     (folder / "part-00003-of-00004.json").write_text("[")
-    (folder / "part-00000-of-00004.h5.tmp.999999999.00000000").write_text("left by a dead process")
+    (folder / f"part-00000-of-00004.h5.tmp.{_HOST}.999999999.00000000").write_text("left by a dead process")
     (folder / "manifest.json").unlink()
     make(tmp_path, resume=True)
     assert content(folder) == whole

@@ -1,0 +1,109 @@
+"""The examples do what they promise, end to end, at sizes that take seconds."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+TINY = {"epochs": 1, "hidden_channels": 8, "modes": 6}
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tyro")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def is_drawn(path: Path) -> bool:
+    """A PNG with more than a blank page on it."""
+    from matplotlib.image import imread
+
+    picture = imread(path)
+    return min(picture.shape[:2]) > 100 and float(np.std(picture[..., :3])) > 0.05
+
+
+def test_darcy_resolution_observes_the_stated_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example("darcy_resolution")
+    order = module.main(sizes=(17, 33, 65), finest=129, out=tmp_path)
+    assert 1.9 < order < 2.1
+    assert is_drawn(tmp_path / "fields.png") and is_drawn(tmp_path / "convergence.png")
+    printed = capsys.readouterr().out
+    assert printed.count("the same medium: True") == 3
+    observed = {line.split(", ")[1].split(":")[0]: float(line.split()[-1]) for line in printed.splitlines() if "observed" in line}
+    assert 1.9 < observed["jump midway between nodes"] < 2.1
+    assert 0.9 < observed["jump on a node"] < 1.1
+    with pytest.raises(FileExistsError, match="already holds files"):
+        module.main(sizes=(17, 33), finest=65, out=tmp_path)
+    module.main(sizes=(17, 33), finest=65, out=tmp_path, overwrite=True)
+
+
+def test_darcy_fno_end_to_end(tmp_path: Path) -> None:
+    main = example("darcy_fno").main
+    arguments = {"size": 17, "unseen": 33, "samples": 40, "test_samples": 4, "data_folder": tmp_path / "data", **TINY}
+    out = tmp_path / "run"
+    error = main(**arguments, out=out)
+    results = json.loads((out / "results.json").read_text())
+    assert 0 < error < 2 and results["relative_l2"] == error and results["samples"] == 4
+    assert 0 < results["relative_l2_unseen_resolution"] < 2
+    assert all(solve["true_residual"] < 1e-5 for solve in results["scipy"].values())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1]
+    assert is_drawn(out / "fields.png")
+    assert {"latest", "best"} <= {path.name for path in (out / "checkpoints").iterdir()}
+
+    with pytest.raises(FileExistsError, match="--resume"):
+        main(**arguments, out=out)
+    # A finished run is only evaluated again, and the stored data are used again.
+    assert main(**arguments, out=out, resume=True) == error
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    assert main(**arguments, out=out, overwrite=True) == error
+
+
+def test_darcy_fno_trains_on_the_published_set(tmp_path: Path, reference_data: Callable[[str], Path]) -> None:
+    path = reference_data("neuralop/darcy_train_16.npz")
+    error = example("darcy_fno").main(data=path, batch_size=50, out=tmp_path / "run", **TINY)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 < error < 1 and results["relative_l2"] == error and results["samples"] == 100
+    assert is_drawn(tmp_path / "run" / "fields.png")
+
+
+MEASURE = """
+import runpy, sys, time
+import torch
+sys.argv = [sys.argv[1], "--help"]
+start = time.process_time()
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print("\\nCPU", time.process_time() - start)
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_is_quick(script: Path, tmp_path: Path) -> None:
+    """--help costs less than 0.5 CPU s beyond the import of torch."""
+    costs = []
+    for _ in range(3):
+        command = [sys.executable, "-c", MEASURE, str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "--out" in done.stdout and "--overwrite" in done.stdout
+        costs.append(float(done.stdout.split()[-1]))
+        if costs[-1] < 0.5:
+            break
+    assert min(costs) < 0.5, costs
+    assert not list(tmp_path.iterdir())
