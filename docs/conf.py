@@ -21,10 +21,17 @@ author = "The opflow authors"
 copyright = author
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_gallery.gen_gallery"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py"]
 html_theme = "furo"
 html_title = f"opflow {release}"
+smartquotes = False
 
 # Numbers and lists that the pages show are read here; no page holds a measured number of its own.
 picture = HERE / "images" / "darcy_fno.png"
@@ -36,7 +43,8 @@ myst_substitutions = {
         ["reason", "claims success", "message"],
         [[f"`{reason.name}`", "yes" if reason.converged else "no", reason.value] for reason in Reason],
     ),
-    "darcy_picture": "![Permeability, reference, prediction and signed error](images/darcy_fno.png)"
+    "darcy_picture": "![Permeability, reference, prediction and signed error](images/darcy_fno.png)\n\n"
+    "Permeability, reference pressure, predicted pressure and signed error on unseen media."
     if picture.exists()
     else "*The picture of the last measured run is not here yet; `make demo` draws it.*",
 }
@@ -52,7 +60,6 @@ default_role = "code"
 
 # The gallery runs an example only if its name matches; one that takes minutes is shown with docs/images/<name>.png.
 EXECUTED = ("darcy_resolution",)
-PICTURES = HERE / "_build" / "examples"
 sphinx_gallery_conf = {
     "examples_dirs": str(HERE.parent / "examples"),
     "gallery_dirs": "gallery",
@@ -64,6 +71,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "min_reported_time": 1e6,
     "abort_on_example_error": True,
+    "run_stale_examples": True,  # the library may have changed where the example has not
 }
 
 # In a docstring, *grid is a shape and |k| a modulus: only `names`, ``code`` and examples are markup.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def gallery_arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
     """The command line of an example in the gallery: every example takes --out and --overwrite."""
-    return ["--out", str(PICTURES / Path(script_vars["src_file"]).stem), "--overwrite"]
+    script = Path(script_vars["src_file"])
+    # Relative to the example, where sphinx-gallery runs it: the page shows what the example prints.
+    return ["--out", os.path.relpath(PICTURES / script.stem, script.parent), "--overwrite"]
 
 
 def scrape_pictures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ full disk or a SIGKILL at any moment leaves the old content, or none, under the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_parent(path: Path) -> None:
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP):  # some network file systems sync no folders
+            return
+        raise OSError(
+            error.errno,
+            f"{path} is written, but its folder could not be synced: {error.strerror or error}; a power cut may still undo it",
+        ) from error
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -69,7 +82,6 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -77,6 +89,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         _remove(temporary)
+    _sync_parent(path)
 
 
 @contextmanager
@@ -94,7 +107,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync(child)
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
     except OSError as error:
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else error  # of a file in the folder
         raise OSError(
@@ -103,6 +115,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         _remove(temporary)
+    _sync_parent(path)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -147,7 +160,7 @@ def remove_stale_temporaries(folder: str | Path, prefix: str | tuple[str, ...] =
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

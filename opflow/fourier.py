@@ -32,6 +32,8 @@ def spectral_derivative(x: Tensor, dim: int, length: float, order: int = 1) -> T
     Exact for trigonometric polynomials below the Nyquist limit. Even orders keep the unpaired frequency,
     whose second derivative is well defined.
     """
+    if x.numel() == 0:
+        return x
     n = x.shape[dim]
     k = angular_wavenumbers(n, length, half=True, like=x)
     if order % 2 == 0 and n % 2 == 0:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -48,12 +50,12 @@ class Grid:
         layout: str | Sequence[str] = "nodes",
         axes: Sequence[str] = (),
     ) -> None:
-        shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+        shape = tuple(operator.index(n) for n in ((shape,) if isinstance(shape, Integral) else shape))
         dim = len(shape)
         if dim == 0:
             raise ValueError("shape is empty; a grid needs at least one axis, for example Grid((64, 64)).")
         layout = (layout,) * dim if isinstance(layout, str) else tuple(layout)
-        pairs = (extent,) * dim if all(isinstance(e, int | float) for e in extent) else tuple(extent)
+        pairs = (extent,) * dim if all(isinstance(e, Real) for e in extent) else tuple(extent)
         axes = tuple(axes) or AXES[:dim]
         for name, values in (("extent", pairs), ("layout", layout), ("axes", axes)):
             if len(values) != dim:
@@ -67,6 +69,10 @@ class Grid:
                 raise ValueError(
                     f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}."
                 )
+        if len(set(axes)) < dim:
+            raise ValueError(f"axes {axes} names one axis twice; derivatives are asked for by name, so give each its own.")
+        if any(isinstance(pair, Real) or len(pair) != 2 for pair in pairs):  # type: ignore[arg-type]
+            raise ValueError(f"extent is {tuple(pairs)}; give one pair (a, b) per axis, or one pair for all.")
         extents = tuple((float(pair[0]), float(pair[1])) for pair in pairs)  # type: ignore[index]
         for (a, b), axis in zip(extents, axes, strict=True):
             if not (math.isfinite(a) and math.isfinite(b) and a < b):

@@ -47,7 +47,8 @@ def plot_fields(
     for i, row in enumerate(rows):
         fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}
         error = fields[prediction] - fields[reference]
-        relative = np.linalg.norm(error) / np.linalg.norm(fields[reference])
+        size = np.linalg.norm(fields[reference])
+        relative = np.linalg.norm(error) / size if size > 0 else np.nan
         low, high = fields[reference].min(), fields[reference].max()
         largest = np.abs(error).max() or 1.0
         panels = [

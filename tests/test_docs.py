@@ -32,7 +32,9 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.exists() and blocks(page)], ids=lambda page: page.relative_to(ROOT).as_posix()
+    "page",
+    [page for page in PAGES if page.exists() and blocks(page)],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,7 +60,13 @@ def test_without_results_the_page_says_so(tmp_path: Path) -> None:
 
 
 def test_results_become_tables(tmp_path: Path) -> None:
-    row = {"what": "|error| on unseen media", "measured": 0.0234567, "unit": "", "required": "<= 0.025", "reached": True}
+    row = {
+        "what": "|error| on unseen media",
+        "measured": 0.0234567,
+        "unit": "",
+        "required": "<= 0.025",
+        "reached": True,
+    }
     result = {
         "benchmark": "Darcy",
         "command": "python benchmarks/darcy.py",

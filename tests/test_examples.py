@@ -42,7 +42,11 @@ def test_darcy_resolution_observes_the_stated_orders(tmp_path: Path, capsys: pyt
     assert is_drawn(tmp_path / "fields.png") and is_drawn(tmp_path / "convergence.png")
     printed = capsys.readouterr().out
     assert printed.count("the same medium: True") == 3
-    observed = {line.split(", ")[1].split(":")[0]: float(line.split()[-1]) for line in printed.splitlines() if "observed" in line}
+    observed = {
+        line.split(", ")[1].split(":")[0]: float(line.split()[-1])
+        for line in printed.splitlines()
+        if "observed" in line
+    }
     assert 1.9 < observed["jump midway between nodes"] < 2.1
     assert 0.9 < observed["jump on a node"] < 1.1
     with pytest.raises(FileExistsError, match="already holds files"):

@@ -49,11 +49,10 @@ def as_preconditioner(M: Preconditioner, A: Any) -> scipy.sparse.linalg.LinearOp
 
 
 def _check_single(operator: LinearOperator) -> None:
-    for weights in getattr(operator, "weights", ()):
-        if weights.shape[0] != 1:
-            raise ValueError(
-                f"A holds a batch of {weights.shape[0]} operators, but SciPy solves with one; build it from one coefficient."
-            )
+    if operator.batch != 1:
+        raise ValueError(
+            f"A holds a batch of {operator.batch} operators, but SciPy solves with one; build it from one coefficient."
+        )
 
 
 def _wrapped(apply: Callable[[Tensor], Tensor], operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
@@ -62,7 +61,10 @@ def _wrapped(apply: Callable[[Tensor], Tensor], operator: LinearOperator) -> sci
     n = int(np.prod(operator.shape))
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        field = torch.from_numpy(np.ascontiguousarray(v, dtype=dtype)).view(1, *operator.shape)
+        if np.iscomplexobj(v):
+            return matvec(v.real) + 1j * matvec(v.imag)
+        # A copy: the host's vector may be read-only, and the result must not be the same memory.
+        field = torch.from_numpy(np.array(v, dtype=dtype)).view(1, *operator.shape)
         with torch.no_grad():
             return apply(field.to(operator.device)).reshape(-1).cpu().numpy()
 

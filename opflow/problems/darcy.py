@@ -70,6 +70,8 @@ class Darcy:
     ) -> dict[str, Tensor]:
         """Random permeabilities {"permeability": (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
+        if isinstance(indices, int) and indices < 0:
+            raise ValueError(f"{indices} samples were asked for; give a number that is not negative, or the samples' indices.")
         numbers = range(indices) if isinstance(indices, int) else indices
         law = CosineField(alpha=self.alpha, tau=self.tau, cutoff=self.cutoff, mean_mode=self.mean_mode)
         generators = [sample_generator(type(self).__name__, split, int(i), seed) for i in numbers]
@@ -88,9 +90,14 @@ class Darcy:
             rtol: of the linear solve.
 
         Raises:
+            ValueError: an input is missing or does not fit the grid, or a permeability is not positive and finite.
             RuntimeError: the linear solve did not converge.
         """
         self._check(grid)
+        if "permeability" not in inputs:
+            raise ValueError(f"the inputs are {sorted(inputs)} but Darcy needs 'permeability' (n, *grid).")
+        for name, field in inputs.items():
+            grid.check(field, name)
         a = inputs["permeability"].to(torch.float64)
         f = inputs.get("forcing", torch.full((1, *grid.shape), self.forcing)).to(a)
         A = FaceStencil.from_coefficient(a, grid)

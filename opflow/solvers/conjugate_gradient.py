@@ -25,13 +25,27 @@ def _norm(u: Tensor) -> Tensor:
     return torch.linalg.vector_norm(u.flatten(1), dim=1)
 
 
+def _largest(u: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(u.flatten(1), ord=torch.inf, dim=1)
+
+
+def _tensor(values: Any) -> Any:
+    # A copy: torch takes no negative strides and warns about arrays that are read-only.
+    return torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
+
+
 @dataclass
 class _System:
-    """A, b and x0 checked and brought to (batch, *shape)."""
+    """A, b and x0 checked and brought to (batch, *shape), each column in a unit of its own (batch,).
+
+    The unit is the power of two below the largest entry of b, so that squares neither underflow (a tiny b would
+    pass for zero) nor overflow, and no digit changes.
+    """
 
     A: LinearOperator
     b: Tensor
     x: Tensor
+    unit: Tensor
     single: bool
     numpy: bool
 
@@ -39,7 +53,7 @@ class _System:
     def of(A: Any, b: Any, x0: Any) -> _System:
         operator = as_operator(A)
         numpy = isinstance(b, np.ndarray)
-        rhs = torch.from_numpy(b) if numpy else b
+        rhs = _tensor(b)
         if not isinstance(rhs, Tensor) or not rhs.is_floating_point():
             raise TypeError(
                 f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of real floating-point numbers."
@@ -54,14 +68,26 @@ class _System:
                 f"b has shape {tuple(rhs.shape)} but A acts on {operator.shape}; give {operator.shape} or (batch, *{operator.shape}). "
                 "A stencil on nodes with u = 0 on the boundary acts on the interior nodes only."
             )
-        guess = torch.zeros_like(rhs) if x0 is None else torch.as_tensor(x0, dtype=rhs.dtype, device=rhs.device)
+        if operator.batch > 1 and (single or rhs.shape[0] != operator.batch):
+            raise ValueError(
+                f"b has shape {tuple(rhs.shape)} but A is a batch of {operator.batch} operators on {operator.shape}; "
+                f"give one right-hand side for each: {(operator.batch, *operator.shape)}."
+            )
+        guess = torch.zeros_like(rhs) if x0 is None else torch.as_tensor(_tensor(x0), dtype=rhs.dtype, device=rhs.device)
         if guess.shape != rhs.shape:
             raise ValueError(
                 f"x0 has shape {tuple(guess.shape)} but b has {tuple(rhs.shape)}; an initial guess has the shape of b."
             )
         if single:
             rhs, guess = rhs[None], guess[None]
-        return _System(operator, rhs, guess.clone(), single, numpy)
+        unit = _unit(rhs)
+        scale = unit.view(-1, *[1] * (rhs.ndim - 1))
+        return _System(operator, rhs / scale, guess / scale, unit, single, numpy)
+
+
+def _unit(b: Tensor) -> Tensor:
+    largest = _largest(b) if b.numel() else b.new_zeros(b.shape[0])
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
 
 
 class ConjugateGradient:
@@ -140,8 +166,9 @@ class _Run:
         self.iterations = torch.zeros(batch, dtype=torch.int64, device=self.b.device)
         self.history: list[Tensor] = []
         self.matvecs = self.fallbacks = 0
+        self.trusted = torch.full_like(self.active, method.preconditioner is not None)
         self.b_norm = _norm(self.b)
-        self.tolerance = torch.clamp(method.rtol * self.b_norm, min=method.atol)
+        self.tolerance = torch.maximum(method.rtol * self.b_norm, method.atol / system.unit)
         self.null = self.A.null_space()
 
     def stop(self, columns: Tensor, reason: Reason) -> None:
@@ -170,17 +197,25 @@ class _Run:
         self.r_norm = _norm(self.r)
         self.stop(~self.r_norm.isfinite(), Reason.NAN_OR_INF)
         self.history.append(self.r_norm)
-        self.stop(self.r_norm <= self.tolerance, self.success())
+        self.succeed(self.r_norm <= self.tolerance, self.r_norm)
         return not bool(self.active.any())
 
     def project_null_space(self) -> None:
-        """A singular A can only produce b without a null component: refuse what has one, remove what is rounding."""
+        """A singular A can only produce b without a null component: refuse a large one, count a small one as residual."""
         if self.null is None:
             return
         component = _dot(self.b, self.null.expand_as(self.b))
-        slack = 100 * torch.finfo(self.b.dtype).eps * self.null.numel() ** 0.5 + self.method.rtol
-        self.stop(component.abs() > slack * self.b_norm, Reason.INCONSISTENT)
+        rounding = 100 * torch.finfo(self.b.dtype).eps * self.null.numel() ** 0.5 * self.b_norm
+        self.stop(component.abs() > torch.maximum(self.tolerance, rounding), Reason.INCONSISTENT)
         self.b = self.b - self.shaped(component) * self.null
+        # What remains of ||b - A x||^2 <= tolerance^2 once the component, which no x can remove, has had its part.
+        left = self.tolerance * (1 - (component / self.tolerance).square()).clamp(min=0).sqrt()
+        self.tolerance = torch.where(component.abs() < self.tolerance, left, self.tolerance)
+
+    def advanced(self, u: Tensor, step: Tensor, direction: Tensor) -> Tensor:
+        """u + step direction in the active columns; the others stay as they are, whatever their direction holds."""
+        moved = torch.addcmul(u, step, direction)
+        return moved if bool(self.active.all()) else torch.where(self.shaped(self.active), moved, u)
 
     def probe_symmetry(self) -> bool:
         generator = torch.Generator().manual_seed(0)
@@ -191,24 +226,28 @@ class _Run:
         # NaN compares as symmetric here; the first residual then says NAN_OR_INF.
         return not bool((gap > torch.finfo(self.b.dtype).eps ** 0.5 * scale).any())
 
-    def success(self) -> Reason:
-        return Reason.RTOL if self.method.rtol > 0 else Reason.ATOL
+    def succeed(self, columns: Tensor, true_norm: Tensor) -> None:
+        self.stop(columns & (true_norm <= self.method.rtol * self.b_norm), Reason.RTOL)
+        self.stop(columns, Reason.ATOL)
 
-    def precondition(self) -> Tensor:
+    def precondition(self) -> tuple[Tensor, Tensor, Tensor]:
+        """z = M r, r.z, and the columns where M gave NaN or infinity just now; those go on without it, z = r."""
         M = self.method.preconditioner
-        if M is None:
-            return self.r
-        z = M.apply(self.r)
-        broken = ~z.flatten(1).isfinite().all(1)
+        if M is None or not bool(self.trusted.any()):
+            return self.r, _dot(self.r, self.r), torch.zeros_like(self.active)
+        z = torch.where(self.shaped(self.trusted), M.apply(self.r), self.r)
+        rz = _dot(self.r, z)
+        broken = ~rz.isfinite()  # what is not finite in z shows in the product
         if bool(broken.any()):
             self.fallbacks += int((broken & self.active).sum())
+            self.trusted = self.trusted & ~broken
             z = torch.where(self.shaped(broken), self.r, z)
-        return z
+            rz = _dot(self.r, z)
+        return z, rz, broken
 
     def iterate(self) -> None:
         eps = torch.finfo(self.b.dtype).eps
-        z = self.precondition()
-        p, rz = z, _dot(self.r, z)
+        p, rz, _ = self.precondition()
         self.stop(rz <= 0, Reason.INDEFINITE)
         operator_norm = torch.zeros_like(rz)
         restarts = torch.zeros_like(self.iterations)
@@ -217,25 +256,27 @@ class _Run:
             if not bool(self.active.any()):
                 return
             Ap = self.apply(p)
-            pAp, p_norm, Ap_norm = _dot(p, Ap), _norm(p), _norm(Ap)
+            # Largest entries, not Euclidean norms: their squares could underflow and make a regular A look singular.
+            pAp, p_norm, Ap_norm = _dot(p, Ap), _largest(p), _largest(Ap)
             operator_norm = torch.maximum(operator_norm, Ap_norm / p_norm)
-            self.stop(~pAp.isfinite(), Reason.NAN_OR_INF)
+            self.stop(~(pAp.isfinite() & Ap_norm.isfinite()), Reason.NAN_OR_INF)
             self.stop(Ap_norm <= 10 * eps * operator_norm * p_norm, Reason.INCONSISTENT)
             self.stop(pAp <= 0, Reason.INDEFINITE)
-            alpha = self.shaped(torch.where(self.active, rz / pAp, 0.0))
-            self.x = self.x + alpha * p
-            self.r = self.r - alpha * Ap
+            alpha = self.shaped(rz / pAp)
+            self.x = self.advanced(self.x, alpha, p)
+            self.r = self.advanced(self.r, -alpha, Ap)
             self.r_norm = torch.where(self.active, _norm(self.r), self.r_norm)
             self.iterations += self.active
+            self.stop(~self.r_norm.isfinite(), Reason.NAN_OR_INF)
             restarted = self.verify(self.active & (self.r_norm <= self.tolerance), restarts, last_true)
             self.history.append(self.r_norm)
             if self.method.callback is not None:
-                self.method.callback(step, self.r_norm)
-            z = self.precondition()
-            previous, rz = rz, _dot(self.r, z)
+                self.method.callback(step, self.r_norm * self.system.unit)
+            previous = rz
+            z, rz, broken = self.precondition()
             self.stop(rz <= 0, Reason.INDEFINITE)
-            beta = torch.where(self.active & ~restarted, rz / previous, 0.0)
-            p = z + self.shaped(beta) * p
+            beta = torch.where(self.active & ~(restarted | broken), rz / previous, 0.0)
+            p = torch.addcmul(z, self.shaped(beta), p)
         self.stop(self.active, Reason.MAX_STEPS)
 
     def verify(self, claimed: Tensor, restarts: Tensor, last_true: Tensor) -> Tensor:
@@ -244,7 +285,7 @@ class _Run:
             return claimed
         true = self.b - self.apply(self.x)
         true_norm = _norm(true)
-        self.stop(claimed & (true_norm <= self.tolerance), self.success())
+        self.succeed(claimed & (true_norm <= self.tolerance), true_norm)
         drifted = claimed & self.active
         stuck = drifted & ((restarts >= MAX_RESTARTS) | (true_norm > 0.5 * last_true))
         self.stop(stuck, Reason.STAGNATED)
@@ -255,10 +296,19 @@ class _Run:
         return drifted
 
     def solution(self) -> Solution:
-        residual = _norm(self.b - self.apply(self.x))
-        reasons = [reason or Reason.MAX_STEPS for reason in self.reasons]
-        converged = torch.tensor([reason.converged for reason in reasons])
-        history = torch.stack(self.history)
+        """The outcome in the units of b; the residual is that of the very numbers returned."""
+        unit = self.system.unit
+        returned = self.x * self.shaped(unit)
+        residual = _norm(self.system.b - self.apply(returned / self.shaped(unit)))
+        tolerance = torch.maximum(self.method.rtol * self.b_norm, self.method.atol / unit)
+        reasons = [
+            Reason.STAGNATED if reason.converged and missed else reason
+            for reason, missed in zip(
+                (reason or Reason.MAX_STEPS for reason in self.reasons), (~(residual <= tolerance)).tolist(), strict=True
+            )
+        ]
+        converged = torch.tensor([reason.converged for reason in reasons], dtype=torch.bool)
+        history = torch.stack(self.history) * unit
         relative = residual / torch.where(self.b_norm > 0, self.b_norm, 1.0)
         message = _message(reasons, self.iterations, relative)
 
@@ -268,12 +318,12 @@ class _Run:
                 return value.item()
             return value.cpu().numpy() if self.system.numpy else value
 
-        x = self.x[0] if self.system.single else self.x
+        x = returned[0] if self.system.single else returned
         return Solution(
             x=x.numpy() if self.system.numpy else x,
             reason=reasons[0] if self.system.single else reasons,
             iterations=out(self.iterations),
-            residual_norm=out(residual),
+            residual_norm=out(residual * unit),
             converged=out(converged),
             message=message,
             history=out(history),

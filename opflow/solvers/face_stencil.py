@@ -51,6 +51,10 @@ class FaceStencil(LinearOperator):
             )
         self.weights = tuple(weights)
         self.shape = shapes.pop()
+        batches = {w.shape[0] for w in weights} - {1}
+        if len(batches) > 1:
+            raise ValueError(f"the face weights hold batches of {sorted(batches)} operators; expected one number, or 1.")
+        self.batch = batches.pop() if batches else 1
         self.dtype, self.device = weights[0].dtype, weights[0].device
         self.boundary, self.layout = boundary, layout
         self._inner = tuple(w.narrow(d + 1, 1, w.shape[d + 1] - 2) for d, w in enumerate(self.weights))
@@ -89,9 +93,9 @@ class FaceStencil(LinearOperator):
             )
         if layout == "nodes" and min(grid.shape) < 3:
             raise ValueError(f"the grid {grid.shape} has no interior node; use at least 3 nodes per axis.")
-        if not bool((a > 0).all()):
+        if not bool(((a > 0) & (a < torch.inf)).all()):
             raise ValueError(
-                "the coefficient must be positive everywhere and not NaN; -div(a grad u) is not elliptic otherwise."
+                "the coefficient must be positive and finite everywhere and not NaN; -div(a grad u) is not elliptic otherwise."
             )
         weights = []
         for d, h in enumerate(grid.spacing):

@@ -13,6 +13,7 @@ from opflow.solvers.face_stencil import FaceStencil
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # kept for later calls, which may need gradients
 def _transform(n: int, kind: tuple[str, str], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The orthonormal eigenvectors (n, n), one a row, of the second difference with unit weights, and its eigenvalues."""
     i = torch.arange(n, dtype=torch.float64)
@@ -71,6 +72,8 @@ class FastPoisson:
             vectors, values = _transform(n, kind, A.dtype, A.device)
             self._vectors.append(vectors)
             w = A.weights[d].narrow(d + 1, 1, max(n - 1, 1)).flatten(1).mean(1)
+            if n == 1 and A.layout == "cells":
+                w = w / 2  # a single cell has outer faces only, half a spacing away
             eigenvalues = eigenvalues + w.view(-1, *[1] * dim) * values.view([-1 if a == d else 1 for a in range(dim)])
         # The pseudo-inverse: a closed (Neumann) box has the eigenvalue 0 for constants.
         self._inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0.0)

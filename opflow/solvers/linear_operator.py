@@ -15,12 +15,14 @@ class LinearOperator:
     Attributes:
         shape: the shape of one unknown, (n,) or a grid.
         dtype, device: of the numbers that define A.
+        batch: how many operators A holds, one for each right-hand side; 1 is one for all.
         symmetric: True if symmetric by construction; None if unknown, and then solvers probe it.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    batch: int = 1
     symmetric: bool | None = None
 
     def apply(self, x: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def as_operator(A: Any) -> LinearOperator:
     if isinstance(A, Tensor):
         return DenseOperator(A)
     if isinstance(A, np.ndarray):
-        return DenseOperator(torch.from_numpy(A))
+        return DenseOperator(torch.from_numpy(np.array(A)))  # a copy: torch warns about read-only arrays
     if hasattr(A, "tocsr"):
         return SparseOperator(A)
     raise TypeError(

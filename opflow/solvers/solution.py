@@ -18,7 +18,7 @@ class Reason(Enum):
     )
     INDEFINITE = "the operator or the preconditioner is not positive definite; use a solver for indefinite systems"
     NONSYMMETRIC = "the operator is not symmetric; conjugate gradients need symmetry, so use GMRES or BiCGSTAB"
-    NAN_OR_INF = "a NaN or an infinity came in with the operator, the right-hand side or the initial guess"
+    NAN_OR_INF = "a NaN or an infinity came in with the operator, the right-hand side or the initial guess, or numbers overflowed their dtype"
     INCONSISTENT = "the operator is singular and the right-hand side has a component that it cannot produce"
 
     @property
@@ -40,7 +40,8 @@ class Solution:
         message: one sentence.
         history: residual norms after each step, (steps + 1,) or (steps + 1, batch); the recursive ones inside a solve.
         matvecs: applications of A to the whole batch.
-        fallbacks: times that a preconditioner's or network's output was discarded.
+        fallbacks: times that a preconditioner's or network's output was discarded; a column whose preconditioner returned
+            NaN or infinity goes on without it.
     """
 
     x: Any

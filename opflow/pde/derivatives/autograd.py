@@ -42,7 +42,8 @@ class AutogradDerivatives:
             raise ValueError(
                 f"coords has {dim} columns but the coordinates are named {coordinates}; give one name per column."
             )
-        value = model(batch.coords) if batch.input is None else model(batch.input, batch.coords)
+        with torch.enable_grad():  # under no_grad, in an evaluation, every derivative would be zero in silence
+            value = model(batch.coords) if batch.input is None else model(batch.input, batch.coords)
         return PointFunction(value, batch.coords, coordinates, self.names)
 
 
@@ -54,6 +55,12 @@ class PointFunction:
     def __init__(
         self, value: Tensor, points: Tensor, coordinates: tuple[str, ...], names: tuple[str, ...] = ()
     ) -> None:
+        if value.shape not in (points.shape[:-1], (*points.shape[:-1], *value.shape[-1:])):
+            raise ValueError(
+                f"the function has shape {tuple(value.shape)} at points {tuple(points.shape)}; expected {tuple(points.shape[:-1])}, or that "
+                "with a channel axis at the end. Give every sample points of its own, coords.expand(batch, -1, -1), so that the "
+                "samples' derivatives are not summed."
+            )
         self._value, self._points, self._coordinates, self._names = value, points, coordinates, names
         self._known: dict[str, Tensor] = {}
 
@@ -112,6 +119,7 @@ class PointFunction:
     def _space(self) -> list[str]:
         return [axis for axis in self._coordinates if axis != "t"]
 
+    @torch.enable_grad()
     def _jacobian(self, value: Tensor) -> tuple[Tensor, ...]:
         components = value.unbind(-1) if value.ndim == self._points.ndim else (value,)
         columns = []

@@ -115,11 +115,12 @@ class GridFunction:
         dim = value.ndim - self._grid.dim + axis
         if self._grid.layout[axis] == "periodic":
             return spectral_derivative(value, dim, self._grid.lengths[axis], order)
-        h = self._grid.spacing[axis]
-        while order >= 2:
-            value = second_difference(value, dim, h)
-            order -= 2
-        return first_difference(value, dim, h) if order else value
+        n, lost = self._grid.shape[axis], 2 * ((order + 1) // 2)
+        if n < lost + 2:
+            raise ValueError(
+                f"axis {self._grid.axes[axis]} has {n} points; derivatives of order {order} along it need at least {lost + 2}."
+            )
+        return difference(value, dim, self._grid.spacing[axis], order)
 
     def _conservative(self, a: Tensor, axis: int) -> Tensor:
         u = self._value
@@ -128,6 +129,22 @@ class GridFunction:
         left, right = a.narrow(adim, 0, n - 1), a.narrow(adim, 1, n - 1)
         flux = 2 * left * right / (left + right) * u.diff(dim=dim) / h
         return _extend(flux.diff(dim=dim) / h, dim)
+
+
+def difference(u: Tensor, dim: int, h: float, order: int) -> Tensor:
+    """The derivative of any order, of second order in h: central inside, at the ends one-sided or extrapolated linearly.
+
+    The ends are filled once, at the last: to difference what was extrapolated would cost an order each time.
+    """
+    if order == 1:
+        return first_difference(u, dim, h)
+    inside = u.diff(n=2 * (order // 2), dim=dim) / h ** (2 * (order // 2))
+    if order % 2:
+        m = inside.shape[dim] - 2
+        inside = (inside.narrow(dim, 2, m) - inside.narrow(dim, 0, m)) / (2 * h)
+    for _ in range((order + 1) // 2):
+        inside = _extend(inside, dim)
+    return inside
 
 
 def first_difference(u: Tensor, dim: int, h: float) -> Tensor:
@@ -141,11 +158,6 @@ def first_difference(u: Tensor, dim: int, h: float) -> Tensor:
     first = (-3 * at(0) + 4 * at(1) - at(2)) / (2 * h)
     last = (3 * at(-1) - 4 * at(-2) + at(-3)) / (2 * h)
     return torch.cat([first, inside, last], dim=dim)
-
-
-def second_difference(u: Tensor, dim: int, h: float) -> Tensor:
-    """u'' of second order: central inside, extrapolated linearly at the ends."""
-    return _extend(u.diff(n=2, dim=dim) / h**2, dim)
 
 
 def _extend(inside: Tensor, dim: int) -> Tensor:
