@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Grid:
         layout: str | Sequence[str] = "nodes",
         axes: Sequence[str] = (),
     ) -> None:
-        shape = tuple(operator.index(n) for n in ((shape,) if isinstance(shape, Integral) else shape))
+        shape = tuple(operator.index(n) for n in (shape if isinstance(shape, Iterable) else (shape,)))
         dim = len(shape)
         if dim == 0:
             raise ValueError("shape is empty; a grid needs at least one axis, for example Grid((64, 64)).")
