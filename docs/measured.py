@@ -14,8 +14,8 @@ KEYS = ("benchmark", "command", "machine", "versions", "rows")
 ROW_KEYS = ("what", "measured", "unit", "required", "reached")
 
 
-def tables(folder: Path) -> str:
-    """Every ``*.json`` in `folder` as Markdown: a heading, the command, machine and versions, and one table.
+def tables(folder: Path, heading: str = "##") -> str:
+    """Every ``*.json`` in `folder` as Markdown, for the site and the README: a heading, the command, machine and versions, and one table.
 
     A file is {"benchmark": str, "command": str, "machine": {...}, "versions": {...}, "rows": [{"what": str,
     "measured": number, "unit": str, "required": str, "reached": bool}]}.
@@ -24,10 +24,10 @@ def tables(folder: Path) -> str:
         ValueError: a file lacks one of these keys; the build stops rather than leave a number out.
     """
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return "\n\n".join(_section(path) for path in paths) or "*Not measured yet: `benchmarks/results/` is empty.*"
+    return "\n\n".join(_section(path, heading) for path in paths) or "*Not measured yet: `benchmarks/results/` is empty.*"
 
 
-def _section(path: Path) -> str:
+def _section(path: Path, heading: str) -> str:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         benchmark, command, machine, versions, rows = (result[key] for key in KEYS)
@@ -44,7 +44,7 @@ def _section(path: Path) -> str:
     facts = [f"{name} {value}" for part in (machine, versions) for name, value in part.items()]
     return "\n\n".join(
         [
-            f"## {_cell(benchmark)}",
+            f"{heading} {_cell(benchmark)}",
             f"```text\n{command}\n```",
             _cell("; ".join(facts)),
             table(["what", "measured", "required", "reached"], body),

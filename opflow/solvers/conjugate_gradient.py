@@ -221,6 +221,8 @@ class _Run:
         generator = torch.Generator().manual_seed(0)
         u, v = torch.randn(2, 1, *self.A.shape, generator=generator, dtype=torch.float64).to(self.b)
         Au, Av = self.apply(u), self.apply(v)
+        size = self.shaped(torch.maximum(_largest(Au), _largest(Av)))  # so that no product underflows
+        Au, Av = Au / size, Av / size
         scale = torch.maximum(_norm(u) * _norm(Av), _norm(v) * _norm(Au))
         gap = (_dot(u, Av) - _dot(v, Au)).abs()
         # NaN compares as symmetric here; the first residual then says NAN_OR_INF.
