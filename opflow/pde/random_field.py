@@ -89,6 +89,7 @@ class CosineField:
             a, length = grid.extent[axis][0], grid.lengths[axis]
             x = (grid.coordinates(axis) - a) / length
             k = torch.arange(self.cutoff, dtype=torch.float64)
-            cosines = torch.cos(torch.pi * x[:, None] * k) * torch.where(k == 0, 1.0, 2**0.5)
+            cosines = torch.cos(torch.pi * x[:, None] * k)
+            cosines[:, 1:] *= 2**0.5
             field = torch.tensordot(field, cosines, dims=([1], [1]))  # the axis moves to the end: a full cycle in all
         return field

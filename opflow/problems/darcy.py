@@ -77,7 +77,7 @@ class Darcy:
         generators = [sample_generator(type(self).__name__, split, int(i), seed) for i in numbers]
         g = law.evaluate(law.coefficients(generators, grid.dim), grid)
         if self.medium == "two-phase":
-            return {"permeability": torch.where(g >= 0, self.high, self.low).to(torch.float64)}
+            return {"permeability": torch.where(g >= 0, g.new_tensor(self.high), g.new_tensor(self.low))}
         return {"permeability": torch.exp(self.log_scale * g / law.standard_deviation(grid.dim))}
 
     def solve(self, inputs: Mapping[str, Tensor], grid: Grid, *, rtol: float = 1e-10) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class Darcy:
         for name, field in inputs.items():
             grid.check(field, name)
         a = inputs["permeability"].to(torch.float64)
-        f = inputs.get("forcing", torch.full((1, *grid.shape), self.forcing)).to(a)
+        f = inputs.get("forcing", torch.full((1, *grid.shape), self.forcing, dtype=torch.float64)).to(a)
         A = FaceStencil.from_coefficient(a, grid)
         b = f[..., 1:-1, 1:-1].expand(a.shape[0], -1, -1).contiguous()
         solver = ConjugateGradient(FastPoisson(scaled=not self.jumps), rtol=rtol, max_steps=2000, raise_on_failure=True)
@@ -119,7 +119,7 @@ class Darcy:
         x, y = points.unbind(-1)
         pi = torch.pi
         if self.jumps:
-            a = torch.where(x < 0.5, self.high, self.low).to(points)
+            a = torch.where(x < 0.5, x.new_tensor(self.high), x.new_tensor(self.low))
             wave = torch.sin(2 * pi * x) * torch.sin(pi * y)
             return {"permeability": a, "forcing": 5 * pi**2 * wave, "pressure": wave / a}
         a = torch.exp(x + y / 2)

@@ -24,7 +24,11 @@ def kept_weight_shape(n_modes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def arguments(
-    shape: tuple[int, ...], n_modes: tuple[int, ...], *, dtype: torch.dtype = torch.float64, channels: tuple[int, int] = (2, 3)
+    shape: tuple[int, ...],
+    n_modes: tuple[int, ...],
+    *,
+    dtype: torch.dtype = torch.float64,
+    channels: tuple[int, int] = (2, 3),
 ) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(2, channels[0], *shape, dtype=torch.float64).to(dtype)
@@ -32,7 +36,9 @@ def arguments(
     return x, weight.to(dtype if dtype == torch.float64 else torch.float32)
 
 
-def definition(x: Tensor, weight: Tensor, n_modes: tuple[int, ...], output_shape: tuple[int, ...] | None = None) -> Tensor:
+def definition(
+    x: Tensor, weight: Tensor, n_modes: tuple[int, ...], output_shape: tuple[int, ...] | None = None
+) -> Tensor:
     """y(s) = Re sum_k c_k R_k xhat_k exp(2 pi i k.s), one frequency at a time, with sums in place of transforms."""
     x, weight = x.double(), weight.double()
     n, n_out = x.shape[2:], x.shape[2:] if output_shape is None else output_shape
@@ -158,7 +164,9 @@ def test_memory_layout_does_not_matter(backend, shape, n_modes) -> None:
     expected = spectral_conv(x, weight, n_modes, backend=name)
     for kind, other in layouts(x).items():
         assert not other.is_contiguous() and torch.equal(other, x), kind
-        torch.testing.assert_close(spectral_conv(other, weight, n_modes, backend=name), expected, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(
+            spectral_conv(other, weight, n_modes, backend=name), expected, rtol=1e-13, atol=1e-13
+        )
     expanded, constant = x[:1].expand_as(x), torch.ones((), dtype=x.dtype).expand_as(x)
     for other in (expanded, constant):
         assert 0 in other.stride()
@@ -175,7 +183,13 @@ def test_memory_layout_does_not_matter(backend, shape, n_modes) -> None:
 @backends
 @pytest.mark.parametrize(
     ("shape", "n_modes", "output_shape"),
-    [((6,), (6,), None), ((5,), (8,), (8,)), ((4, 5), (4, 4), None), ((4, 4), (4, 4), (6, 3)), ((3, 2, 4), (3, 2, 4), None)],
+    [
+        ((6,), (6,), None),
+        ((5,), (8,), (8,)),
+        ((4, 5), (4, 4), None),
+        ((4, 4), (4, 4), (6, 3)),
+        ((3, 2, 4), (3, 2, 4), None),
+    ],
     ids=str,
 )
 def test_gradients_of_first_and_second_order(backend, shape, n_modes, output_shape) -> None:
@@ -269,8 +283,16 @@ X, W = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 2, 3, 5)
 REFUSED = {
     "rank": (dict(x=X[0]), ValueError, r"x has shape \(3, 8, 8\) with 3 axes, but n_modes \(4, 4\) expects 4"),
     "channels": (dict(x=X[:, :2]), ValueError, r"x has 2 channels but the weight expects 3"),
-    "weight modes": (dict(weight=W[:3]), ValueError, r"weight has shape \(3, 3, 2, 3, 5\) but n_modes \(4, 4\) expects \(4, 3, 2,"),
-    "weight pairs": (dict(weight=W[:, :, :1]), ValueError, r"weight has shape \(4, 3, 1, 3, 5\).*real and imaginary part"),
+    "weight modes": (
+        dict(weight=W[:3]),
+        ValueError,
+        r"weight has shape \(3, 3, 2, 3, 5\) but n_modes \(4, 4\) expects \(4, 3, 2,",
+    ),
+    "weight pairs": (
+        dict(weight=W[:, :, :1]),
+        ValueError,
+        r"weight has shape \(4, 3, 1, 3, 5\).*real and imaginary part",
+    ),
     "weight rank": (dict(weight=W[0]), ValueError, r"weight has shape \(3, 2, 3, 5\)"),
     "complex weight": (dict(weight=torch.complex(W, W)), TypeError, r"complex64; both must be real"),
     "complex x": (dict(x=torch.complex(X, X)), TypeError, r"x is torch.complex64"),
@@ -282,7 +304,11 @@ REFUSED = {
     "negative modes": (dict(n_modes=(-4, 4)), ValueError, r"n_modes is \(-4, 4\); every entry must be a positive"),
     "four dimensions": (dict(n_modes=(4,) * 4), ValueError, r"names 4 dimensions; .* 1, 2 or 3"),
     "no dimension": (dict(n_modes=()), ValueError, r"names 0 dimensions"),
-    "output rank": (dict(output_shape=(8,)), ValueError, r"output_shape \(8,\) has 1 entries, but the field has 2 grid axes"),
+    "output rank": (
+        dict(output_shape=(8,)),
+        ValueError,
+        r"output_shape \(8,\) has 1 entries, but the field has 2 grid axes",
+    ),
     "empty output": (dict(output_shape=(8, 0)), ValueError, r"every axis needs at least one point"),
     "empty grid": (dict(x=X[..., :0]), ValueError, r"the grid is \(8, 0\) .*at least one point"),
     "backend": (dict(backend="cuda"), ValueError, r"backend 'cuda' is unknown here; choose one of .*'reference'"),
@@ -312,7 +338,10 @@ def test_dispatch_gives_the_reason_of_a_refusal() -> None:
     fast, slow, spare = Stub("fast", "x is on cpu"), Stub("slow", None), Stub("spare", None)
     assert choose((fast, slow, spare), None) is slow
     assert choose((fast, slow, spare), None, "spare") is spare
-    assert explain((fast, slow, spare), None) == "fast: x is on cpu; slow: chosen; spare: supported, but an earlier one is chosen"
+    assert (
+        explain((fast, slow, spare), None)
+        == "fast: x is on cpu; slow: chosen; spare: supported, but an earlier one is chosen"
+    )
     with pytest.raises(ValueError, match="'fast' was asked for, but x is on cpu; pass backend=None"):
         choose((fast, slow), None, "fast")
     with pytest.raises(ValueError, match="no backend supports this call: fast: x is on cpu"):

@@ -27,7 +27,11 @@ class Case:
 
 CASES = [
     Case("ConjugateGradient", lambda **options: ConjugateGradient(**options)),
-    Case("ConjugateGradient+FastPoisson", lambda **options: ConjugateGradient(FastPoisson(), **options), any_operator=False),
+    Case(
+        "ConjugateGradient+FastPoisson",
+        lambda **options: ConjugateGradient(FastPoisson(), **options),
+        any_operator=False,
+    ),
     Case(
         "ConjugateGradient+FastPoisson(scaled)",
         lambda **options: ConjugateGradient(FastPoisson(scaled=True), **options),
@@ -49,7 +53,9 @@ class Dense(LinearOperator):
         return x @ self.matrix.T
 
 
-def stencil(*shape: int, batch: int = 1, layout: str = "nodes", boundary: str = "dirichlet", seed: int = 0) -> FaceStencil:
+def stencil(
+    *shape: int, batch: int = 1, layout: str = "nodes", boundary: str = "dirichlet", seed: int = 0
+) -> FaceStencil:
     """A rough coefficient of contrast about 10 on a box of unequal sides."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.exp(2.3 * torch.rand(batch, *shape, generator=generator, dtype=torch.float64))
@@ -77,7 +83,9 @@ def honest(solution: Solution, A: LinearOperator, b: Tensor, rtol: float) -> Non
     """What is said equals what is there, recomputed in float64."""
     true = torch.linalg.vector_norm((b - A.apply(solution.x)).flatten(1), dim=1)
     size = torch.linalg.vector_norm(b.flatten(1), dim=1)
-    torch.testing.assert_close(solution.residual_norm, true, rtol=1e-3, atol=1e-14 * float(size.nan_to_num().max()), equal_nan=True)
+    torch.testing.assert_close(
+        solution.residual_norm, true, rtol=1e-3, atol=1e-14 * float(size.nan_to_num().max()), equal_nan=True
+    )
     for column, reason in enumerate(solution.reason):
         assert solution.converged[column] == reason.converged
         assert not reason.converged or true[column] <= rtol * (1 + 1e-12) * size[column]
@@ -119,7 +127,9 @@ def test_one_operator_serves_many_right_hand_sides(case: Case) -> None:
 
 
 @matrix_cases
-@pytest.mark.parametrize("form", [sp.csr_array, sp.csr_matrix, sp.coo_array, sp.coo_matrix, sp.csc_array, np.asarray, torch.as_tensor])
+@pytest.mark.parametrize(
+    "form", [sp.csr_array, sp.csr_matrix, sp.coo_array, sp.coo_matrix, sp.csc_array, np.asarray, torch.as_tensor]
+)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_takes_scipy_numpy_and_torch_matrices(case: Case, form, dtype) -> None:
     matrix = spd(12).numpy().astype(dtype)
@@ -218,7 +228,9 @@ def test_tiny_and_huge_right_hand_sides_scale_exactly(case: Case, exponent: int)
     solution = case.make().solve(A, b * scale)
     assert solution.reason == [Reason.RTOL] and solution.x.any()
     assert torch.equal(solution.x, usual.x * scale)
-    assert torch.equal(solution.history, usual.history * scale) and torch.equal(solution.residual_norm, usual.residual_norm * scale)
+    assert torch.equal(solution.history, usual.history * scale) and torch.equal(
+        solution.residual_norm, usual.residual_norm * scale
+    )
 
 
 @matrix_cases
@@ -541,7 +553,9 @@ def test_a_wrong_right_hand_side_is_refused_in_a_sentence(b, x0, error, sentence
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_batch_of_operators_wants_as_many_right_hand_sides(batch: int) -> None:
     A = stencil(6, 7, batch=3)
-    with pytest.raises(ValueError, match=r"A is a batch of 3 operators on \(4, 5\); give one right-hand side for each: \(3, 4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"A is a batch of 3 operators on \(4, 5\); give one right-hand side for each: \(3, 4, 5\)"
+    ):
         ConjugateGradient().solve(A, right_hand_side(batch, 4, 5))
     with pytest.raises(ValueError, match="batch of 3 operators"):
         ConjugateGradient().solve(A, right_hand_side(4, 5))
@@ -622,7 +636,9 @@ def test_stencil_equals_an_assembled_matrix(layout: str, boundary: str, shape: t
     A = FaceStencil.from_coefficient(a, grid, boundary=boundary)
     dense = dense_matrix(A)
     for i in range(2):
-        np.testing.assert_allclose(dense[i].numpy(), assembled(a[i].numpy(), grid.spacing, layout, boundary), rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(
+            dense[i].numpy(), assembled(a[i].numpy(), grid.spacing, layout, boundary), rtol=1e-13, atol=1e-13
+        )
     assert torch.equal(dense, dense.mT) and A.symmetric
     assert torch.equal(A.diagonal().flatten(1), torch.diagonal(dense, dim1=1, dim2=2))
     smallest = torch.linalg.eigvalsh(dense)[:, :2]
@@ -703,11 +719,19 @@ def test_a_stencil_can_be_differentiated() -> None:
 
 
 # Scaling by the diagonal is the identity on nodes only: at the outer faces of cells a constant operator has another diagonal.
-@pytest.mark.parametrize(("layout", "boundary", "scaled"), [*((*kind, False) for kind in KINDS), ("nodes", "dirichlet", True)])
+@pytest.mark.parametrize(
+    ("layout", "boundary", "scaled"), [*((*kind, False) for kind in KINDS), ("nodes", "dirichlet", True)]
+)
 @pytest.mark.parametrize("shape", [(7,), (1,), (5, 8), (3, 3), (1, 6), (4, 6, 5)], ids=str)
-def test_fast_poisson_inverts_a_constant_coefficient(layout: str, boundary: str, scaled: bool, shape: tuple[int, ...]) -> None:
-    grid = Grid([n + 2 * (layout == "nodes") for n in shape], extent=[(0.0, 1.0 + d) for d in range(len(shape))], layout=layout)
-    A = FaceStencil.from_coefficient(torch.tensor([0.5, 3.0]).double().view(2, *[1] * len(shape)).expand(2, *grid.shape), grid, boundary=boundary)
+def test_fast_poisson_inverts_a_constant_coefficient(
+    layout: str, boundary: str, scaled: bool, shape: tuple[int, ...]
+) -> None:
+    grid = Grid(
+        [n + 2 * (layout == "nodes") for n in shape], extent=[(0.0, 1.0 + d) for d in range(len(shape))], layout=layout
+    )
+    A = FaceStencil.from_coefficient(
+        torch.tensor([0.5, 3.0]).double().view(2, *[1] * len(shape)).expand(2, *grid.shape), grid, boundary=boundary
+    )
     x = right_hand_side(2, *A.shape)
     if boundary == "neumann":
         x = x - x.flatten(1).mean(1).view(-1, *[1] * len(shape))
@@ -720,7 +744,9 @@ def test_fast_poisson_inverts_a_constant_coefficient(layout: str, boundary: str,
 def test_fast_poisson_is_symmetric_positive_and_bounds_the_condition(layout: str, boundary: str, scaled: bool) -> None:
     A = stencil(6, 7, layout=layout, boundary=boundary)
     M = FastPoisson(scaled=scaled).setup(A)
-    inverse = torch.stack([M.apply(e.view(1, *A.shape)).flatten() for e in torch.eye(int(np.prod(A.shape)), dtype=A.dtype)])
+    inverse = torch.stack(
+        [M.apply(e.view(1, *A.shape)).flatten() for e in torch.eye(int(np.prod(A.shape)), dtype=A.dtype)]
+    )
     torch.testing.assert_close(inverse, inverse.T, rtol=1e-12, atol=1e-14)
     values = torch.linalg.eigvalsh(inverse)
     assert values[1 if boundary == "neumann" else 0] > 0 and values[0] > -1e-14

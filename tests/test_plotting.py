@@ -1,0 +1,131 @@
+"""Pictures: the right fields in the right panels, on disk whole."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from opflow import Grid
+from opflow.plotting import plot_convergence, plot_fields, save_figure
+
+GRID = Grid((5, 7), extent=((0.0, 1.0), (2.0, 5.0)), axes=("r", "z"))
+
+
+def sample(seed: int = 0) -> dict[str, torch.Tensor]:
+    a, u, p = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(seed))
+    return {"permeability": a, "pressure": u, "prediction": p}
+
+
+def draw(rows, grid: Grid = GRID, **options):
+    return plot_fields(rows, grid, input="permeability", reference="pressure", prediction="prediction", **options)
+
+
+def panels(figure) -> list:
+    return [axis for axis in figure.axes if axis.images]
+
+
+def test_panels_hold_the_fields_with_the_first_axis_to_the_right() -> None:
+    rows = [sample(0), sample(1)]
+    figure = draw(rows, title="two samples")
+    assert len(panels(figure)) == 8 and len(figure.axes) == 16, "each panel has a colour bar of its own"
+    for i, row in enumerate(rows):
+        expected = [row["permeability"], row["pressure"], row["prediction"], row["prediction"] - row["pressure"]]
+        for axis, field in zip(panels(figure)[4 * i : 4 * i + 4], expected, strict=True):
+            (image,) = axis.images
+            np.testing.assert_array_equal(np.asarray(image.get_array()), field.numpy().T)
+            assert image.origin == "lower" and list(image.get_extent()) == [0.0, 1.0, 2.0, 5.0]
+            assert axis.get_xlabel() == "r" and axis.get_ylabel() == "z"
+    assert [axis.get_title() for axis in panels(figure)[:3]] == ["permeability", "pressure", "prediction"]
+
+
+def test_the_error_has_symmetric_limits_of_its_own_and_the_prediction_those_of_the_reference() -> None:
+    row = sample()
+    _, reference, prediction, error = (axis.images[0] for axis in panels(draw([row])))
+    largest = float((row["prediction"] - row["pressure"]).abs().max())
+    assert error.get_clim() == pytest.approx((-largest, largest))
+    assert reference.get_clim() == prediction.get_clim() == pytest.approx((float(row["pressure"].min()), float(row["pressure"].max())))
+    assert error.get_cmap().name == "RdBu_r" != reference.get_cmap().name
+    relative = float((row["prediction"] - row["pressure"]).norm() / row["pressure"].norm())
+    assert f"{relative:.2%}" in panels(draw([row]))[3].get_title()
+
+
+def test_degenerate_fields_are_drawn(tmp_path: Path) -> None:
+    """A perfect prediction, a reference of zeros, a diverged model: the picture is when one needs it most."""
+    row = sample()
+    nan = torch.full((5, 7), math.nan)
+    for other in (
+        {**row, "prediction": row["pressure"]},
+        {**row, "pressure": torch.zeros(5, 7)},
+        {**row, "pressure": torch.ones(5, 7), "prediction": torch.ones(5, 7)},
+        {**row, "prediction": nan},
+    ):
+        figure = draw([other])
+        low, high = panels(figure)[3].images[0].get_clim()
+        assert low == -high or (math.isnan(low) and math.isnan(high))
+        assert save_figure(figure, tmp_path / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("plain", b"\x89PNG")])
+def test_pictures_reach_the_disk_whole(tmp_path: Path, name: str, magic: bytes) -> None:
+    path = save_figure(draw([sample()]), tmp_path / "new" / name)
+    assert path == tmp_path / "new" / name and path.read_bytes().startswith(magic)
+    assert [child.name for child in path.parent.iterdir()] == [name]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="format"):
+        save_figure(draw([sample()]), tmp_path / "new" / "a.nothing")
+    assert [child.name for child in path.parent.iterdir()] == [name] and path.read_bytes() == before
+
+
+def test_convergence_curves() -> None:
+    steps = np.arange(1, 5)
+    figure = plot_convergence(
+        {"first": (steps, 10.0**-steps), "second": (torch.arange(40), torch.ones(40))}, xlabel="step", ylabel="residual", title="CG"
+    )
+    (axis,) = figure.axes
+    assert axis.get_yscale() == "log" and axis.get_xscale() == "linear"
+    assert [line.get_label() for line in axis.get_lines()] == ["first", "second"]
+    np.testing.assert_allclose(axis.get_lines()[0].get_ydata(), 10.0**-steps)
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("step", "residual", "CG")
+
+
+def test_reference_slopes() -> None:
+    h = np.array([0.1, 0.05, 0.025])
+    figure = plot_convergence({"error": (h, 3 * h**2)}, xlabel="h", ylabel="error", log_x=True, slopes=(2.0,))
+    line = figure.axes[0].get_lines()[1]
+    x, y = line.get_xdata(), line.get_ydata()
+    assert line.get_label() == "slope 2" and (y[1] / y[0]) == pytest.approx((x[1] / x[0]) ** 2)
+    assert float(y[np.argmax(x)]) == pytest.approx(3 * 0.1**2)
+    with pytest.raises(ValueError, match=r"pass log_x=True"):
+        plot_convergence({"error": (h, h)}, xlabel="h", ylabel="e", slopes=(1.0,))
+
+
+def test_drawing_changes_no_global_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib
+
+    monkeypatch.setattr(matplotlib, "use", lambda *a, **k: pytest.fail("the backend is the caller's"))
+    before = dict(matplotlib.rcParams)
+    draw([sample()])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_what_cannot_be_drawn_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="two-dimensional fields, but the grid has 1 axes"):
+        draw([sample()], Grid(5))
+    with pytest.raises(ValueError, match="there is no sample to draw"):
+        draw([])
+    with pytest.raises(ValueError, match=r"pressure has shape \(7, 5\) but the grid is \(5, 7\)"):
+        draw([{**sample(), "pressure": torch.zeros(7, 5)}])
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'opflow\[viz\]'"):
+        draw([sample()])
