@@ -70,7 +70,9 @@ class Grid:
                     f"axis {axis} has {n} points; a {kind} axis needs at least {2 if kind == 'nodes' else 1}."
                 )
         if len(set(axes)) < dim:
-            raise ValueError(f"axes {axes} names one axis twice; derivatives are asked for by name, so give each its own.")
+            raise ValueError(
+                f"axes {axes} names one axis twice; derivatives are asked for by name, so give each its own."
+            )
         if any(isinstance(pair, Real) or len(pair) != 2 for pair in pairs):  # type: ignore[arg-type]
             raise ValueError(f"extent is {tuple(pairs)}; give one pair (a, b) per axis, or one pair for all.")
         extents = tuple((float(pair[0]), float(pair[1])) for pair in pairs)  # type: ignore[index]

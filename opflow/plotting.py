@@ -46,6 +46,11 @@ def plot_fields(
     (left, right), (bottom, top) = grid.extent
     for i, row in enumerate(rows):
         fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}
+        for name, field in fields.items():
+            if field.shape != grid.shape:
+                raise ValueError(
+                    f"{name} has shape {field.shape} but the grid is {grid.shape}; give one field (*grid) a name."
+                )
         error = fields[prediction] - fields[reference]
         size = np.linalg.norm(fields[reference])
         relative = np.linalg.norm(error) / size if size > 0 else np.nan

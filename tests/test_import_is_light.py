@@ -6,8 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = ("triton", "numba", "h5py", "matplotlib", "scipy", "tqdm", "safetensors")
 PACKAGES = ("opflow.layers", "opflow.models", "opflow.solvers", "opflow.problems", "opflow.pde", "opflow.functional")
 
@@ -24,7 +22,9 @@ print(json.dumps([time.process_time() - start, sorted({name.split(".")[0] for na
 
 def imported(*names: str) -> tuple[float, set[str]]:
     """(CPU seconds beyond torch, top-level packages beyond torch) of importing `names` in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, check=True, timeout=120
+    )
     seconds, packages = json.loads(done.stdout)
     return seconds, set(packages)
 
@@ -50,6 +50,6 @@ def test_the_measure_sees_what_is_heavy() -> None:
     assert "scipy" in imported("scipy.sparse")[1]
 
 
-@pytest.mark.parametrize("name", ["opflow.plotting", "opflow.interop", "opflow.data", "opflow.training"])
-def test_the_others_load_their_libraries_on_use(name: str) -> None:
-    assert not imported(name)[1] & {"matplotlib", "triton", "numba", "scipy"}
+def test_the_others_load_their_libraries_on_use() -> None:
+    _, packages = imported("opflow.plotting", "opflow.interop", "opflow.data", "opflow.training")
+    assert not packages & {"matplotlib", "triton", "numba", "scipy"}

@@ -49,7 +49,11 @@ def test_the_error_has_symmetric_limits_of_its_own_and_the_prediction_those_of_t
     _, reference, prediction, error = (axis.images[0] for axis in panels(draw([row])))
     largest = float((row["prediction"] - row["pressure"]).abs().max())
     assert error.get_clim() == pytest.approx((-largest, largest))
-    assert reference.get_clim() == prediction.get_clim() == pytest.approx((float(row["pressure"].min()), float(row["pressure"].max())))
+    assert (
+        reference.get_clim()
+        == prediction.get_clim()
+        == pytest.approx((float(row["pressure"].min()), float(row["pressure"].max())))
+    )
     assert error.get_cmap().name == "RdBu_r" != reference.get_cmap().name
     relative = float((row["prediction"] - row["pressure"]).norm() / row["pressure"].norm())
     assert f"{relative:.2%}" in panels(draw([row]))[3].get_title()
@@ -71,7 +75,9 @@ def test_degenerate_fields_are_drawn(tmp_path: Path) -> None:
         assert save_figure(figure, tmp_path / "picture.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("plain", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("name", "magic"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("plain", b"\x89PNG")]
+)
 def test_pictures_reach_the_disk_whole(tmp_path: Path, name: str, magic: bytes) -> None:
     path = save_figure(draw([sample()]), tmp_path / "new" / name)
     assert path == tmp_path / "new" / name and path.read_bytes().startswith(magic)
@@ -85,7 +91,10 @@ def test_pictures_reach_the_disk_whole(tmp_path: Path, name: str, magic: bytes) 
 def test_convergence_curves() -> None:
     steps = np.arange(1, 5)
     figure = plot_convergence(
-        {"first": (steps, 10.0**-steps), "second": (torch.arange(40), torch.ones(40))}, xlabel="step", ylabel="residual", title="CG"
+        {"first": (steps, 10.0**-steps), "second": (torch.arange(40), torch.ones(40))},
+        xlabel="step",
+        ylabel="residual",
+        title="CG",
     )
     (axis,) = figure.axes
     assert axis.get_yscale() == "log" and axis.get_xscale() == "linear"

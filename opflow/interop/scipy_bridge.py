@@ -23,7 +23,7 @@ def as_linear_operator(A: Any) -> scipy.sparse.linalg.LinearOperator:
         A: a LinearOperator of one matrix (batch 1), a SciPy sparse matrix or a dense square tensor.
 
     >>> from opflow.solvers import FaceStencil
-    >>> as_linear_operator(FaceStencil([torch.ones(1, 4)])) @ np.ones(3)
+    >>> as_linear_operator(FaceStencil([torch.ones(1, 4).double()])) @ np.ones(3)
     array([1., 0., 1.])
     """
     operator = as_operator(A)

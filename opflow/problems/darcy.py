@@ -71,7 +71,9 @@ class Darcy:
         """Random permeabilities {"permeability": (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
         if isinstance(indices, int) and indices < 0:
-            raise ValueError(f"{indices} samples were asked for; give a number that is not negative, or the samples' indices.")
+            raise ValueError(
+                f"{indices} samples were asked for; give a number that is not negative, or the samples' indices."
+            )
         numbers = range(indices) if isinstance(indices, int) else indices
         law = CosineField(alpha=self.alpha, tau=self.tau, cutoff=self.cutoff, mean_mode=self.mean_mode)
         generators = [sample_generator(type(self).__name__, split, int(i), seed) for i in numbers]

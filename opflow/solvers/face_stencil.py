@@ -53,7 +53,9 @@ class FaceStencil(LinearOperator):
         self.shape = shapes.pop()
         batches = {w.shape[0] for w in weights} - {1}
         if len(batches) > 1:
-            raise ValueError(f"the face weights hold batches of {sorted(batches)} operators; expected one number, or 1.")
+            raise ValueError(
+                f"the face weights hold batches of {sorted(batches)} operators; expected one number, or 1."
+            )
         self.batch = batches.pop() if batches else 1
         self.dtype, self.device = weights[0].dtype, weights[0].device
         self.boundary, self.layout = boundary, layout

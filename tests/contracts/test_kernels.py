@@ -54,7 +54,7 @@ def definition(
         frequency = torch.tensor(k, dtype=torch.float64)
         wave = torch.exp(-2j * math.pi * (points @ frequency))
         coefficient = (x * wave).flatten(2).mean(2)  # (batch, in)
-        entry = weight[tuple(q + m // 2 for q, m in zip(k[:-1], n_modes[:-1], strict=True)) + (k[-1],)]
+        entry = weight[(*tuple(q + m // 2 for q, m in zip(k[:-1], n_modes[:-1], strict=True)), k[-1])]
         c = 1 if k[-1] == 0 or 2 * k[-1] == n[-1] else 2
         mixed = c * coefficient @ torch.complex(entry[0], entry[1])  # (batch, out)
         y += (mixed[(...,) + (None,) * len(n)] * torch.exp(2j * math.pi * (targets @ frequency))).real
@@ -242,7 +242,7 @@ def test_an_imaginary_part_where_the_spectrum_must_be_real_is_ignored(backend, s
     name = supported(backend, x, weight, n_modes)
     y = spectral_conv(x, weight, n_modes, backend=name)
     only = torch.zeros_like(weight)
-    only[tuple(m // 2 for m in n_modes[:-1]) + (0, 1)] = 1.0  # k = 0, imaginary: Re(i * mean) = 0
+    only[(*tuple(m // 2 for m in n_modes[:-1]), 0, 1)] = 1.0  # k = 0, imaginary: Re(i * mean) = 0
     assert not y.is_complex()
     assert spectral_conv(x, only, n_modes, backend=name).abs().max() < 1e-15
 
@@ -281,37 +281,37 @@ def test_the_backend_without_a_name_is_the_first_that_supports_the_call() -> Non
 
 X, W = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 2, 3, 5)
 REFUSED = {
-    "rank": (dict(x=X[0]), ValueError, r"x has shape \(3, 8, 8\) with 3 axes, but n_modes \(4, 4\) expects 4"),
-    "channels": (dict(x=X[:, :2]), ValueError, r"x has 2 channels but the weight expects 3"),
+    "rank": ({"x": X[0]}, ValueError, r"x has shape \(3, 8, 8\) with 3 axes, but n_modes \(4, 4\) expects 4"),
+    "channels": ({"x": X[:, :2]}, ValueError, r"x has 2 channels but the weight expects 3"),
     "weight modes": (
-        dict(weight=W[:3]),
+        {"weight": W[:3]},
         ValueError,
         r"weight has shape \(3, 3, 2, 3, 5\) but n_modes \(4, 4\) expects \(4, 3, 2,",
     ),
     "weight pairs": (
-        dict(weight=W[:, :, :1]),
+        {"weight": W[:, :, :1]},
         ValueError,
         r"weight has shape \(4, 3, 1, 3, 5\).*real and imaginary part",
     ),
-    "weight rank": (dict(weight=W[0]), ValueError, r"weight has shape \(3, 2, 3, 5\)"),
-    "complex weight": (dict(weight=torch.complex(W, W)), TypeError, r"complex64; both must be real"),
-    "complex x": (dict(x=torch.complex(X, X)), TypeError, r"x is torch.complex64"),
-    "integers": (dict(x=X.long()), TypeError, r"x is torch.int64 .*\.float\(\)"),
-    "double x": (dict(x=X.double()), TypeError, r"x is torch.float64 but weight is torch.float32; .*\.double\(\)"),
-    "double weight": (dict(weight=W.double()), TypeError, r"x is torch.float32 but weight is torch.float64"),
-    "device": (dict(x=X.to("meta")), ValueError, r"x is on meta and weight on cpu; move one"),
-    "no modes": (dict(n_modes=(4, 0)), ValueError, r"n_modes is \(4, 0\); every entry must be a positive"),
-    "negative modes": (dict(n_modes=(-4, 4)), ValueError, r"n_modes is \(-4, 4\); every entry must be a positive"),
-    "four dimensions": (dict(n_modes=(4,) * 4), ValueError, r"names 4 dimensions; .* 1, 2 or 3"),
-    "no dimension": (dict(n_modes=()), ValueError, r"names 0 dimensions"),
+    "weight rank": ({"weight": W[0]}, ValueError, r"weight has shape \(3, 2, 3, 5\)"),
+    "complex weight": ({"weight": torch.complex(W, W)}, TypeError, r"complex64; both must be real"),
+    "complex x": ({"x": torch.complex(X, X)}, TypeError, r"x is torch.complex64"),
+    "integers": ({"x": X.long()}, TypeError, r"x is torch.int64 .*\.float\(\)"),
+    "double x": ({"x": X.double()}, TypeError, r"x is torch.float64 but weight is torch.float32; .*\.double\(\)"),
+    "double weight": ({"weight": W.double()}, TypeError, r"x is torch.float32 but weight is torch.float64"),
+    "device": ({"x": X.to("meta")}, ValueError, r"x is on meta and weight on cpu; move one"),
+    "no modes": ({"n_modes": (4, 0)}, ValueError, r"n_modes is \(4, 0\); every entry must be a positive"),
+    "negative modes": ({"n_modes": (-4, 4)}, ValueError, r"n_modes is \(-4, 4\); every entry must be a positive"),
+    "four dimensions": ({"n_modes": (4,) * 4}, ValueError, r"names 4 dimensions; .* 1, 2 or 3"),
+    "no dimension": ({"n_modes": ()}, ValueError, r"names 0 dimensions"),
     "output rank": (
-        dict(output_shape=(8,)),
+        {"output_shape": (8,)},
         ValueError,
         r"output_shape \(8,\) has 1 entries, but the field has 2 grid axes",
     ),
-    "empty output": (dict(output_shape=(8, 0)), ValueError, r"every axis needs at least one point"),
-    "empty grid": (dict(x=X[..., :0]), ValueError, r"the grid is \(8, 0\) .*at least one point"),
-    "backend": (dict(backend="cuda"), ValueError, r"backend 'cuda' is unknown here; choose one of .*'reference'"),
+    "empty output": ({"output_shape": (8, 0)}, ValueError, r"every axis needs at least one point"),
+    "empty grid": ({"x": X[..., :0]}, ValueError, r"the grid is \(8, 0\) .*at least one point"),
+    "backend": ({"backend": "cuda"}, ValueError, r"backend 'cuda' is unknown here; choose one of .*'reference'"),
 }
 
 

@@ -100,7 +100,7 @@ def test_exact_solves_the_equation_by_autograd_to_rounding(case: Case) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if not c.smooth], ids=lambda case: case.name)
 def test_only_conservative_schemes_differentiate_a_jump(case: Case) -> None:
     problem = case.make()
-    with pytest.raises(ValueError, match="a is discontinuous.*GridDerivatives on nodes or cells"):
+    with pytest.raises(ValueError, match=r"a is discontinuous.*GridDerivatives on nodes or cells"):
         residual_by_autograd(problem, Batch(coords=torch.rand(5, 2, dtype=torch.float64)))
     grid = Grid((8, 8), layout="periodic")
     fields = on_grid(problem, grid)

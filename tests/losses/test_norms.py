@@ -14,7 +14,7 @@ def test_by_hand() -> None:
     target = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 5.0]]], dtype=torch.float64)
     prediction = torch.tensor([[[3.0, 5.0], [1.0, 2.0]], [[4.0, 4.0], [0.0, 5.0]]], dtype=torch.float64)
     errors = relative_errors(prediction, target)
-    assert errors.tolist() == pytest.approx([[1 / 5, 1 / 2], [5.0, 0.0]])
+    torch.testing.assert_close(errors, torch.tensor([[1 / 5, 1 / 2], [5.0, 0.0]], dtype=torch.float64))
     assert float(relative_l2(prediction, target)) == pytest.approx((1 / 5 + 1 / 2 + 5 + 0) / 4, rel=1e-15)
 
 
@@ -50,8 +50,12 @@ def test_weights_select_and_scale_out() -> None:
     prediction = target + torch.rand(2, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weight = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     kept = weight.bool()
-    torch.testing.assert_close(relative_errors(prediction, target, weight), relative_errors(prediction[..., kept], target[..., kept]))
-    torch.testing.assert_close(relative_errors(prediction, target, 7 * weight), relative_errors(prediction, target, weight))
+    torch.testing.assert_close(
+        relative_errors(prediction, target, weight), relative_errors(prediction[..., kept], target[..., kept])
+    )
+    torch.testing.assert_close(
+        relative_errors(prediction, target, 7 * weight), relative_errors(prediction, target, weight)
+    )
     assert relative_errors(prediction.float(), target.float(), weight.float()).dtype == torch.float32
     poisoned = prediction.clone()
     poisoned[..., 2] += 1e6
@@ -93,11 +97,17 @@ def test_h1_averages_over_samples_and_channels_and_takes_weights() -> None:
     grid = Grid((8, 9), layout="nodes")
     target = torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     prediction = target + torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    parts = [relative_h1(prediction[i : i + 1, c : c + 1], target[i : i + 1, c : c + 1], grid=grid) for i in range(2) for c in range(3)]
+    parts = [
+        relative_h1(prediction[i : i + 1, c : c + 1], target[i : i + 1, c : c + 1], grid=grid)
+        for i in range(2)
+        for c in range(3)
+    ]
     torch.testing.assert_close(relative_h1(prediction, target, grid=grid), torch.stack(parts).mean())
     given = relative_h1(prediction, target, grid.quadrature_weights(), grid=grid)
     assert torch.equal(given, relative_h1(prediction, target, grid=grid))
-    assert not torch.isclose(relative_h1(prediction, target, torch.ones(8, 9, dtype=torch.float64), grid=grid), given, rtol=1e-6)
+    assert not torch.isclose(
+        relative_h1(prediction, target, torch.ones(8, 9, dtype=torch.float64), grid=grid), given, rtol=1e-6
+    )
     assert relative_h1(prediction.float(), target.float(), grid=grid).dtype == torch.float32
 
 
@@ -137,7 +147,9 @@ def test_shapes_that_would_broadcast_are_refused_in_a_sentence() -> None:
     grid = Grid((5, 6))
     for shape in ((2, 1, 5, 6), (1, 3, 5, 6), (2, 3, 5, 1), (2, 5, 6)):
         for norm in (relative_l2, relative_errors, lambda p, t: relative_h1(p, t, grid=grid)):
-            with pytest.raises(ValueError, match=r"the prediction has shape .* but the target \(2, 3, 5, 6\); they must agree"):
+            with pytest.raises(
+                ValueError, match=r"the prediction has shape .* but the target \(2, 3, 5, 6\); they must agree"
+            ):
                 norm(torch.zeros(shape), torch.zeros(2, 3, 5, 6))
     with pytest.raises(ValueError, match=r"the target has shape \(2, 3, 6, 5\) but the grid is \(5, 6\)"):
         relative_h1(torch.zeros(2, 3, 6, 5), torch.zeros(2, 3, 6, 5), grid=grid)

@@ -163,7 +163,9 @@ def test_time_is_no_space_axis() -> None:
     v = AutogradDerivatives(coordinates=("t", "x"))(lambda p: p[..., 0] ** 2 * p[..., 1] ** 2, batch)
     assert len(v.gradient()) == 1
     torch.testing.assert_close(v.laplacian(), 2 * batch.coords[..., 0] ** 2)
-    torch.testing.assert_close(v.div_grad(v.of(batch.coords[..., 1])), (4 * batch.coords[..., 0] ** 2 * batch.coords[..., 1]))
+    torch.testing.assert_close(
+        v.div_grad(v.of(batch.coords[..., 1])), (4 * batch.coords[..., 0] ** 2 * batch.coords[..., 1])
+    )
 
 
 def test_leading_axes_names_and_products_on_grids() -> None:
@@ -189,13 +191,15 @@ def test_grid_derivatives_have_gradients() -> None:
     derivatives = GridDerivatives(grid)
     u = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
     a = (torch.rand(5, 6, dtype=torch.float64) + 1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda u, a: derivatives(u).div_grad(derivatives(a)) + derivatives(u).d("xxy"), (u, a))
+    assert torch.autograd.gradcheck(
+        lambda u, a: derivatives(u).div_grad(derivatives(a)) + derivatives(u).d("xxy"), (u, a)
+    )
 
 
 def test_grids_refuse_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="order is 4; finite differences of order 2 are available"):
         GridDerivatives(Grid(9), order=4)
-    with pytest.raises(ValueError, match="axis y has 3 points; .* at least 4"):
+    with pytest.raises(ValueError, match=r"axis y has 3 points; .* at least 4"):
         GridDerivatives(Grid((9, 3)))
     u = GridDerivatives(Grid((5, 5)))(torch.zeros(5, 5))
     with pytest.raises(ValueError, match="axis x has 5 points; derivatives of order 3 along it need at least 6"):
@@ -259,7 +263,7 @@ def test_laplacian_gradient_div_grad_and_products_by_autograd() -> None:
     torch.testing.assert_close(u.div_grad(a)[:, 1], torch.exp(x) * (y**4 + 12 * x * y**2))
     flux = u.of(a.value * u.d("x"))
     torch.testing.assert_close(flux.d("x") + u.of(a.value * u.d("y")).d("y"), u.div_grad(a))
-    with pytest.raises(ValueError, match="a is discontinuous.*wrong in silence"):
+    with pytest.raises(ValueError, match=r"a is discontinuous.*wrong in silence"):
         u.div_grad(a, jumps=True)
 
 
@@ -280,7 +284,8 @@ def test_residuals_train_through_their_derivatives() -> None:
 
     def residual(*parameters: Tensor) -> Tensor:
         u = AutogradDerivatives()(
-            lambda p: torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (p,)), Batch(coords=coords)
+            lambda p: torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (p,)),
+            Batch(coords=coords),
         )
         return u.laplacian() + u.value * u.d("x")
 

@@ -55,7 +55,11 @@ def test_variance_of_the_field_equals_the_sum_of_the_series(mean_mode: bool) -> 
             continue
         weight = eigenvalue((k, l), 2.0, 3.0)
         total += weight
-        expected += weight * ((2 if k else 1) * torch.cos(np.pi * k * x) ** 2) * ((2 if l else 1) * torch.cos(np.pi * l * y) ** 2)
+        expected += (
+            weight
+            * ((2 if k else 1) * torch.cos(np.pi * k * x) ** 2)
+            * ((2 if l else 1) * torch.cos(np.pi * l * y) ** 2)
+        )
     assert ((g.square().mean(0) - expected).abs() < 5 * expected * (2 / n) ** 0.5).all()
     assert (g.mean(0).abs() < 5 * (expected / n).sqrt()).all()
     assert law.standard_deviation(2) == pytest.approx(total**0.5, rel=1e-12)
@@ -66,7 +70,10 @@ def test_variance_of_the_field_equals_the_sum_of_the_series(mean_mode: bool) -> 
 
 
 def test_evaluation_is_the_series() -> None:
-    law, grid = CosineField(cutoff=4, mean_mode=True), Grid((5, 3, 4), extent=[(0, 1), (1, 3), (-2, -1)], layout=("nodes", "cells", "periodic"))
+    law, grid = (
+        CosineField(cutoff=4, mean_mode=True),
+        Grid((5, 3, 4), extent=[(0, 1), (1, 3), (-2, -1)], layout=("nodes", "cells", "periodic")),
+    )
     coefficients = law.coefficients(streams(2), 3)
     field = law.evaluate(coefficients, grid)
     unit = (grid.points() - torch.tensor([0.0, 1.0, -2.0])) / torch.tensor([1.0, 2.0, 1.0])
