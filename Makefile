@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 SOURCES := opflow examples benchmarks tests
 # One thread a worker: two workers on two cores must not fight for them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300
+# Progress shows at once, also where the output goes to a file.
+export PYTHONUNBUFFERED := 1
 # The GPU machine brings its own Python with torch; nothing is installed there.
 GPU_PYTHON ?= python3
 

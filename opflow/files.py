@@ -27,6 +27,10 @@ _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 _TEMPORARY = re.compile(rf"\.tmp\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}$")
 
 
+# Marks a folder as an output of opflow: only such a folder is ever emptied.
+_CLAIM = ".opflow"
+
+
 class DamagedFileError(OSError):
     """A file is truncated, altered or not what its name says."""
 
@@ -180,7 +184,8 @@ def claim_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = 
     """Take `folder` for output: new or empty is fine, an existing one needs ``resume`` (kept) or ``overwrite`` (emptied).
 
     Raises:
-        FileExistsError: it holds something and neither was asked for.
+        FileExistsError: it holds something and neither was asked for, or `overwrite` would empty a folder that was never
+            claimed here.
         OSError: it cannot be written to; raised now, before any work.
     """
     folder = Path(folder)
@@ -192,15 +197,18 @@ def claim_folder(folder: str | Path, *, resume: bool = False, overwrite: bool = 
         raise FileExistsError(f"{folder} is a file, not a folder; choose another output folder.")
     if folder.is_dir() and any(folder.iterdir()):
         if overwrite:
+            if not (folder / _CLAIM).exists():
+                raise FileExistsError(
+                    f"{folder} holds files that no run of opflow began with, so it is not emptied; choose another folder or "
+                    "empty it yourself."
+                )
             shutil.rmtree(folder)
         elif not resume:
             raise FileExistsError(
                 f"{folder} already holds files; pass --resume to continue there or --overwrite to start again."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    probe = _temporary_name(folder / "probe")
-    probe.touch()
-    probe.unlink()
+    (folder / _CLAIM).touch()
     remove_stale_temporaries(folder)
     return folder
 

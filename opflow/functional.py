@@ -17,7 +17,7 @@ __all__ = ["explain_backend", "resample", "spectral_conv"]
 def spectral_conv(
     x: Tensor,
     weight: Tensor,
-    n_modes: Sequence[int],
+    n_modes: int | Sequence[int],
     *,
     output_shape: Sequence[int] | None = None,
     backend: str | None = None,
@@ -48,13 +48,17 @@ def spectral_conv(
     >>> spectral_conv(torch.zeros(2, 3, 16, 15), torch.zeros(8, 5, 2, 3, 4), (8, 8)).shape
     torch.Size([2, 4, 16, 15])
     """
-    call = SpectralConvCall.of(x, weight, tuple(n_modes), None if output_shape is None else tuple(output_shape))
+    call = SpectralConvCall.of(x, weight, _modes(n_modes), None if output_shape is None else tuple(output_shape))
     return choose(BACKENDS, call, backend)(x, weight, call)
 
 
 def explain_backend(
-    x: Tensor, weight: Tensor, n_modes: Sequence[int], *, output_shape: Sequence[int] | None = None
+    x: Tensor, weight: Tensor, n_modes: int | Sequence[int], *, output_shape: Sequence[int] | None = None
 ) -> str:
     """Which backend `spectral_conv` takes for these arguments, and why the ones before it do not serve."""
-    call = SpectralConvCall.of(x, weight, tuple(n_modes), None if output_shape is None else tuple(output_shape))
+    call = SpectralConvCall.of(x, weight, _modes(n_modes), None if output_shape is None else tuple(output_shape))
     return explain(BACKENDS, call)
+
+
+def _modes(n_modes: int | Sequence[int]) -> tuple[int, ...]:
+    return (n_modes,) if isinstance(n_modes, int) else tuple(n_modes)

@@ -34,7 +34,7 @@ def plot_fields(
     """One row a sample: input, reference, prediction on the reference's colour scale, and the signed error on its own.
 
     Args:
-        rows: for each sample its named fields, each (*grid) in two dimensions.
+        rows: for each sample its named fields, (nx, ny); a row may have a resolution of its own.
         grid: extent and axis names.
         input, reference, prediction: which of the names goes where; they become the panel titles.
     """
@@ -46,11 +46,11 @@ def plot_fields(
     (left, right), (bottom, top) = grid.extent
     for i, row in enumerate(rows):
         fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}
-        for name, field in fields.items():
-            if field.shape != grid.shape:
-                raise ValueError(
-                    f"{name} has shape {field.shape} but the grid is {grid.shape}; give one field (*grid) a name."
-                )
+        shapes = {name: field.shape for name, field in fields.items()}
+        if len(set(shapes.values())) != 1 or fields[input].ndim != 2:
+            raise ValueError(
+                f"row {i} has fields of shapes {shapes}; give each name one field (nx, ny), of one shape in a row."
+            )
         error = fields[prediction] - fields[reference]
         size = np.linalg.norm(fields[reference])
         relative = np.linalg.norm(error) / size if size > 0 else np.nan

@@ -370,8 +370,8 @@ def test_claiming_a_folder(tmp_path: Path) -> None:
     (full / "weights").write_bytes(b"w")
     stale = temporary_of(full / "metrics", dead_process())
     stale.write_bytes(b"half")
-    assert claim_folder(new) == new and names(new) == []
-    assert claim_folder(str(empty)) == empty and names(empty) == []
+    assert claim_folder(new) == new and names(new) == [".opflow"]
+    assert claim_folder(str(empty)) == empty and names(empty) == [".opflow"]
     with pytest.raises(
         FileExistsError, match="full already holds files; pass --resume to continue there or --overwrite"
     ):
@@ -379,10 +379,13 @@ def test_claiming_a_folder(tmp_path: Path) -> None:
     assert names(full) == sorted(["weights", stale.name])
     with pytest.raises(ValueError, match="resume and overwrite were both given"):
         claim_folder(full, resume=True, overwrite=True)
+    with pytest.raises(FileExistsError, match="files that no run of opflow began with, so it is not emptied"):
+        claim_folder(full, overwrite=True)
+    assert "weights" in names(full), "a mistyped --out must not empty somebody's folder"
     claim_folder(full, resume=True)
-    assert names(full) == ["weights"]
+    assert names(full) == [".opflow", "weights"]
     claim_folder(full, overwrite=True)
-    assert names(full) == []
+    assert names(full) == [".opflow"]
     (tmp_path / "file").write_bytes(b"precious")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(FileExistsError, match="file is a file, not a folder"):

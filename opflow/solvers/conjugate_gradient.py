@@ -3,93 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from opflow.solvers.linear_operator import LinearOperator, as_operator
+from opflow.solvers.linear_system import LinearSystem, dot, largest, norm
 from opflow.solvers.solution import Reason, Solution, SolverError
 from opflow.typing import Preconditioner
 
 MAX_RESTARTS = 5
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return torch.linalg.vecdot(u.flatten(1), v.flatten(1))
-
-
-def _norm(u: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(u.flatten(1), dim=1)
-
-
-def _largest(u: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(u.flatten(1), ord=torch.inf, dim=1)
-
-
-def _tensor(values: Any) -> Any:
-    # A copy: torch takes no negative strides and warns about arrays that are read-only.
-    return torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
-
-
-@dataclass
-class _System:
-    """A, b and x0 checked and brought to (batch, *shape), each column in a unit of its own (batch,).
-
-    The unit is the power of two below the largest entry of b, so that squares neither underflow (a tiny b would
-    pass for zero) nor overflow, and no digit changes.
-    """
-
-    A: LinearOperator
-    b: Tensor
-    x: Tensor
-    unit: Tensor
-    single: bool
-    numpy: bool
-
-    @staticmethod
-    def of(A: Any, b: Any, x0: Any) -> _System:
-        operator = as_operator(A)
-        numpy = isinstance(b, np.ndarray)
-        rhs = _tensor(b)
-        if not isinstance(rhs, Tensor) or not rhs.is_floating_point():
-            raise TypeError(
-                f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of real floating-point numbers."
-            )
-        if rhs.dtype != operator.dtype or rhs.device != operator.device:
-            raise TypeError(
-                f"b is {rhs.dtype} on {rhs.device} but A is {operator.dtype} on {operator.device}; convert one of them."
-            )
-        single = tuple(rhs.shape) == operator.shape
-        if not single and tuple(rhs.shape[1:]) != operator.shape:
-            raise ValueError(
-                f"b has shape {tuple(rhs.shape)} but A acts on {operator.shape}; give {operator.shape} or (batch, *{operator.shape}). "
-                "A stencil on nodes with u = 0 on the boundary acts on the interior nodes only."
-            )
-        if operator.batch > 1 and (single or rhs.shape[0] != operator.batch):
-            raise ValueError(
-                f"b has shape {tuple(rhs.shape)} but A is a batch of {operator.batch} operators on {operator.shape}; "
-                f"give one right-hand side for each: {(operator.batch, *operator.shape)}."
-            )
-        guess = (
-            torch.zeros_like(rhs) if x0 is None else torch.as_tensor(_tensor(x0), dtype=rhs.dtype, device=rhs.device)
-        )
-        if guess.shape != rhs.shape:
-            raise ValueError(
-                f"x0 has shape {tuple(guess.shape)} but b has {tuple(rhs.shape)}; an initial guess has the shape of b."
-            )
-        if single:
-            rhs, guess = rhs[None], guess[None]
-        unit = _unit(rhs)
-        scale = unit.view(-1, *[1] * (rhs.ndim - 1))
-        return _System(operator, rhs / scale, guess / scale, unit, single, numpy)
-
-
-def _unit(b: Tensor) -> Tensor:
-    largest = _largest(b) if b.numel() else b.new_zeros(b.shape[0])
-    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
 
 
 class ConjugateGradient:
@@ -145,7 +68,7 @@ class ConjugateGradient:
             b: (batch, *shape) or (*shape), NumPy or torch; x comes back in the same type, dtype and shape.
             x0: initial guess in the shape of b; zero by default.
         """
-        system = _System.of(A, b, x0)
+        system = LinearSystem.of(A, b, x0)
         run = _Run(system, self)
         if not run.refused():
             if self.preconditioner is not None:
@@ -160,7 +83,7 @@ class ConjugateGradient:
 class _Run:
     """The state of one solve; every per-column quantity is (batch,)."""
 
-    def __init__(self, system: _System, method: ConjugateGradient) -> None:
+    def __init__(self, system: LinearSystem, method: ConjugateGradient) -> None:
         self.A, self.b, self.x, self.method, self.system = system.A, system.b, system.x, method, system
         batch = self.b.shape[0]
         self.reasons: list[Reason | None] = [None] * batch
@@ -169,7 +92,7 @@ class _Run:
         self.history: list[Tensor] = []
         self.matvecs = self.fallbacks = 0
         self.trusted = torch.full_like(self.active, method.preconditioner is not None)
-        self.b_norm = _norm(self.b)
+        self.b_norm = norm(self.b)
         self.tolerance = torch.maximum(method.rtol * self.b_norm, method.atol / system.unit)
         self.null = self.A.null_space()
 
@@ -196,7 +119,7 @@ class _Run:
         if self.A.symmetric is None and not self.probe_symmetry():
             self.stop(self.active, Reason.NONSYMMETRIC)
         self.r = self.b - self.apply(self.x)
-        self.r_norm = _norm(self.r)
+        self.r_norm = norm(self.r)
         self.stop(~self.r_norm.isfinite(), Reason.NAN_OR_INF)
         self.history.append(self.r_norm)
         self.succeed(self.r_norm <= self.tolerance, self.r_norm)
@@ -206,7 +129,7 @@ class _Run:
         """A singular A can only produce b without a null component: refuse a large one, count a small one as residual."""
         if self.null is None:
             return
-        component = _dot(self.b, self.null.expand_as(self.b))
+        component = dot(self.b, self.null.expand_as(self.b))
         rounding = 100 * torch.finfo(self.b.dtype).eps * self.null.numel() ** 0.5 * self.b_norm
         self.stop(component.abs() > torch.maximum(self.tolerance, rounding), Reason.INCONSISTENT)
         self.b = self.b - self.shaped(component) * self.null
@@ -223,10 +146,10 @@ class _Run:
         generator = torch.Generator().manual_seed(0)
         u, v = torch.randn(2, 1, *self.A.shape, generator=generator, dtype=torch.float64).to(self.b)
         Au, Av = self.apply(u), self.apply(v)
-        size = self.shaped(torch.maximum(_largest(Au), _largest(Av)))  # so that no product underflows
+        size = self.shaped(torch.maximum(largest(Au), largest(Av)))  # so that no product underflows
         Au, Av = Au / size, Av / size
-        scale = torch.maximum(_norm(u) * _norm(Av), _norm(v) * _norm(Au))
-        gap = (_dot(u, Av) - _dot(v, Au)).abs()
+        scale = torch.maximum(norm(u) * norm(Av), norm(v) * norm(Au))
+        gap = (dot(u, Av) - dot(v, Au)).abs()
         # NaN compares as symmetric here; the first residual then says NAN_OR_INF.
         return not bool((gap > torch.finfo(self.b.dtype).eps ** 0.5 * scale).any())
 
@@ -238,15 +161,15 @@ class _Run:
         """z = M r, r.z, and the columns where M gave NaN or infinity just now; those go on without it, z = r."""
         M = self.method.preconditioner
         if M is None or not bool(self.trusted.any()):
-            return self.r, _dot(self.r, self.r), torch.zeros_like(self.active)
+            return self.r, dot(self.r, self.r), torch.zeros_like(self.active)
         z = torch.where(self.shaped(self.trusted), M.apply(self.r), self.r)
-        rz = _dot(self.r, z)
+        rz = dot(self.r, z)
         broken = ~rz.isfinite()  # what is not finite in z shows in the product
         if bool(broken.any()):
             self.fallbacks += int((broken & self.active).sum())
             self.trusted = self.trusted & ~broken
             z = torch.where(self.shaped(broken), self.r, z)
-            rz = _dot(self.r, z)
+            rz = dot(self.r, z)
         return z, rz, broken
 
     def iterate(self) -> None:
@@ -261,7 +184,7 @@ class _Run:
                 return
             Ap = self.apply(p)
             # Largest entries, not Euclidean norms: their squares could underflow and make a regular A look singular.
-            pAp, p_norm, Ap_norm = _dot(p, Ap), _largest(p), _largest(Ap)
+            pAp, p_norm, Ap_norm = dot(p, Ap), largest(p), largest(Ap)
             operator_norm = torch.maximum(operator_norm, Ap_norm / p_norm)
             self.stop(~(pAp.isfinite() & Ap_norm.isfinite()), Reason.NAN_OR_INF)
             self.stop(Ap_norm <= 10 * eps * operator_norm * p_norm, Reason.INCONSISTENT)
@@ -269,7 +192,7 @@ class _Run:
             alpha = self.shaped(rz / pAp)
             self.x = self.advanced(self.x, alpha, p)
             self.r = self.advanced(self.r, -alpha, Ap)
-            self.r_norm = torch.where(self.active, _norm(self.r), self.r_norm)
+            self.r_norm = torch.where(self.active, norm(self.r), self.r_norm)
             self.iterations += self.active
             self.stop(~self.r_norm.isfinite(), Reason.NAN_OR_INF)
             restarted = self.verify(self.active & (self.r_norm <= self.tolerance), restarts, last_true)
@@ -288,7 +211,7 @@ class _Run:
         if not bool(claimed.any()):
             return claimed
         true = self.b - self.apply(self.x)
-        true_norm = _norm(true)
+        true_norm = norm(true)
         self.succeed(claimed & (true_norm <= self.tolerance), true_norm)
         drifted = claimed & self.active
         stuck = drifted & ((restarts >= MAX_RESTARTS) | (true_norm > 0.5 * last_true))
@@ -303,7 +226,7 @@ class _Run:
         """The outcome in the units of b; the residual is that of the very numbers returned."""
         unit = self.system.unit
         returned = self.x * self.shaped(unit)
-        residual = _norm(self.system.b - self.apply(returned / self.shaped(unit)))
+        residual = norm(self.system.b - self.apply(returned / self.shaped(unit)))
         tolerance = torch.maximum(self.method.rtol * self.b_norm, self.method.atol / unit)
         reasons = [
             Reason.STAGNATED if reason.converged and missed else reason
