@@ -24,7 +24,9 @@ def tables(folder: Path, heading: str = "##") -> str:
         ValueError: a file lacks one of these keys; the build stops rather than leave a number out.
     """
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return "\n\n".join(_section(path, heading) for path in paths) or "*Not measured yet: `benchmarks/results/` is empty.*"
+    return (
+        "\n\n".join(_section(path, heading) for path in paths) or "*Not measured yet: `benchmarks/results/` is empty.*"
+    )
 
 
 def _section(path: Path, heading: str) -> str:
