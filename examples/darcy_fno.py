@@ -125,7 +125,7 @@ def main(
         print(record)
 
     # Evaluation: from here on as a user would, from the folder that training left.
-    predictor = Predictor.load(out / "checkpoints", device=device)
+    predictor = Predictor.load(out, device=device)
     error, prediction = tested(predictor, test)
     print(f"relative L2 on {len(test)} unseen samples at {test.grid.shape}: {error:.2%}")
     results = {"relative_l2": error, "samples": len(test)}

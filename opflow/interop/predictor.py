@@ -64,7 +64,7 @@ class Predictor:
         dtype: torch.dtype | None = None,
         batch_size: int = 32,
     ) -> Predictor:
-        """Load from a run's folder, or from one of its step folders; its hashes are verified first.
+        """Load from a run's folder, its ``checkpoints`` folder, or one step folder; the hashes are verified first.
 
         The averaged weights are used where the run kept them, since it is those that validation chose.
 
@@ -78,7 +78,10 @@ class Predictor:
             DamagedFileError: no checkpoint is whole, or `folder` is a pickle.
             ValueError: the checkpoint has no recipe, or does not fit the model that `build` makes.
         """
-        checkpoint = read_checkpoint(folder, which or ("best" if pointed(Path(folder), "best") else "latest"))
+        folder = Path(folder)
+        if (folder / "checkpoints").is_dir():
+            folder = folder / "checkpoints"
+        checkpoint = read_checkpoint(folder, which or ("best" if pointed(folder, "best") else "latest"))
         with torch.random.fork_rng(devices=[]):  # the fresh weights must not use up the caller's random numbers
             model = _rebuilt(checkpoint) if build is None else build()
         if not isinstance(model, nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,9 @@ def test_opflow_models_are_rebuilt_from_their_recipe(tmp_path: Path):
         expected = model(torch.tensor(x, dtype=torch.float32)).numpy()
     assert np.allclose(Predictor.load(tmp_path)(x), expected, rtol=1e-5, atol=1e-6)
     assert Predictor.load(tmp_path, dtype=torch.float64)(x).dtype == np.float64
+
+
+def test_a_run_folder_stands_for_its_checkpoints(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    run = tmp_path_factory.mktemp("run")
+    checkpoints = shutil.copytree(folder, run / "checkpoints")
+    assert Predictor.load(run, Scale).path == Predictor.load(checkpoints, Scale).path
