@@ -56,6 +56,8 @@ def _pt(folder: Path) -> Path:
 
 
 READERS: dict[str, Callable[[Path], Path]] = {"hdf5": _hdf5, "folder": _folder, "npz": _npz, "pt": _pt}
+# Formats without a checksum cannot notice a flipped bit; their reader's docstring says so. {suffix: reason}
+WITHOUT_CHECKSUM: dict[str, str] = {}
 
 
 @pytest.fixture(params=READERS)
@@ -118,6 +120,8 @@ def test_unknown_names_and_positions_are_refused(path):
 @pytest.mark.parametrize("fault", ["cut", "flipped", "empty", "noise"])
 def test_a_corrupted_file_is_refused(path, fault):
     file = path / "part-00001-of-00002.h5" if path.is_dir() else path
+    if fault == "flipped" and file.suffix in WITHOUT_CHECKSUM:
+        pytest.skip(WITHOUT_CHECKSUM[file.suffix])
     content = file.read_bytes()
     start = content.index((2 * VALUES[9]).tobytes())
     damaged = {
