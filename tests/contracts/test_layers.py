@@ -296,16 +296,19 @@ def test_padded_fields_have_fourier_coefficients_of_second_order() -> None:
 def compile_and_export(case: Case) -> None:
     model, _ = made(case, torch.float32)
     model.eval()
-    shape = tuple(max(n, 16) if i >= 2 else n for i, n in enumerate(case.input))
-    x = torch.randn(3, *shape[1:])
+    free = range(2, len(case.input)) if case.channel_axis == 1 else range(1, 2)  # grid axes, or the points
+
+    def sample(batch: int, more: int) -> torch.Tensor:
+        return torch.randn(batch, *(max(n, 16) + more if i in free else n for i, n in enumerate(case.input) if i))
+
+    x = sample(3, 0)
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
     dynamic = {0: torch.export.Dim("batch", min=2)}
-    if case.channel_axis == 1:
-        dynamic |= {axis: torch.export.Dim(f"n{axis}", min=12, max=256) for axis in range(2, len(shape))}
+    dynamic |= {axis: torch.export.Dim(f"n{axis}", min=12, max=256) for axis in free}
     program = torch.export.export(model, (x,), dynamic_shapes=(dynamic,)).module()
-    for more in (0, 1, 16):
-        other = torch.randn(2 + more % 3, shape[1], *(n + more if case.channel_axis == 1 else n for n in shape[2:]))
+    for batch, more in ((2, 0), (3, 1), (4, 16)):
+        other = sample(batch, more)
         torch.testing.assert_close(program(other), model(other), rtol=1e-5, atol=1e-6)
 
 
