@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import splu
 
 from benchmarks.report import Row, write_report
 from opflow.grid import Grid
 from opflow.problems import Darcy
-from opflow.solvers import FaceStencil
+from opflow.solvers import ConjugateGradient, FaceStencil, FastPoisson
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
@@ -39,27 +41,26 @@ def solve_blocks(problem: Darcy, grid: Grid, n: int, block: int, device: str) ->
     return torch.cat(pressures)[:n]
 
 
-def sparse_lu(problem: Darcy, grid: Grid, n: int) -> np.ndarray:
-    """The same finite volumes by SciPy's sparse LU, one medium at a time."""
-    import scipy.sparse as sp
-    from scipy.sparse.linalg import splu
+def assembled(stencil: FaceStencil) -> list[sp.csc_array]:
+    """The matrices of a batch of five-point stencils."""
+    nx, ny = stencil.shape
+    number = np.arange(nx * ny).reshape(nx, ny)
+    matrices = []
+    for i, diagonal in enumerate(stencil.diagonal().numpy()):
+        matrix = sp.diags_array(diagonal.ravel(), format="csc")
+        for left, right, w in (
+            (number[:-1], number[1:], stencil.weights[0][i, 1:-1]),
+            (number[:, :-1], number[:, 1:], stencil.weights[1][i, :, 1:-1]),
+        ):
+            upper = sp.coo_array((-w.numpy().ravel(), (left.ravel(), right.ravel())), shape=matrix.shape).tocsc()
+            matrix = matrix + upper + upper.T
+        matrices.append(matrix.tocsc())
+    return matrices
 
-    stencil = FaceStencil.from_coefficient(problem.sample(n, grid)["permeability"], grid)
-    inner = grid.shape[0] - 2
-    pressures = []
-    for i in range(n):
-        matrix = sp.diags_array(stencil.diagonal()[i].numpy().ravel(), format="csc")
-        number = np.arange(inner * inner).reshape(inner, inner)
-        for axis in (0, 1):
-            w = stencil.weights[axis][i].numpy()
-            w = w[1:-1] if axis == 0 else w[:, 1:-1]
-            left = number[:-1] if axis == 0 else number[:, :-1]
-            right = number[1:] if axis == 0 else number[:, 1:]
-            block = sp.coo_array((-w.ravel(), (left.ravel(), right.ravel())), shape=matrix.shape)
-            matrix = matrix + block.tocsc() + block.T.tocsc()
-        solution = splu(matrix.tocsc()).solve(np.ones(inner * inner)).reshape(inner, inner)
-        pressures.append(np.pad(solution, 1))
-    return np.stack(pressures)
+
+def sparse_lu(matrices: list[sp.csc_array]) -> np.ndarray:
+    """Factor and solve, one matrix after the other: SciPy's SuperLU."""
+    return np.stack([splu(matrix).solve(np.ones(matrix.shape[0])) for matrix in matrices])
 
 
 def main() -> None:
@@ -72,16 +73,24 @@ def main() -> None:
 
     small = seconds(lambda: solve_blocks(problem, Grid((85, 85)), 1000, 32, device), options.rounds)
     large = seconds(lambda: solve_blocks(problem, Grid((421, 421)), 8, 8, device), options.rounds) / 8
+
+    # Both sides start from a ready operator; ours still sets its preconditioner up inside the solve.
+    grid = Grid((421, 421))
+    stencil = FaceStencil.from_coefficient(problem.sample(4, grid)["permeability"].to(device), grid)
+    b = torch.ones(4, *stencil.shape, dtype=torch.float64, device=device)
+    solver = ConjugateGradient(FastPoisson(), rtol=1e-10)
+    matrices = assembled(FaceStencil.from_coefficient(problem.sample(4, grid)["permeability"], grid))
     ratios = []
     for _ in range(options.rounds):
-        ours = seconds(lambda: solve_blocks(problem, Grid((421, 421)), 4, 4, device), 1)
-        ratios.append(seconds(lambda: sparse_lu(problem, Grid((421, 421)), 4), 1) / ours)
+        ours = seconds(lambda: solver.solve(stencil, b).x.cpu(), 1)
+        ratios.append(seconds(lambda: sparse_lu(matrices), 1) / ours)
 
     reference = solve_blocks(problem, Grid((841, 841)), 4, 4, device)[:, ::2, ::2]
     coarse = solve_blocks(problem, Grid((421, 421)), 4, 4, device)
     gap = ((coarse - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)).max().item()
-    direct = torch.from_numpy(sparse_lu(problem, Grid((421, 421)), 4))
-    agreement = ((coarse - direct).flatten(1).norm(dim=1) / direct.flatten(1).norm(dim=1)).max().item()
+    inner = coarse[:, 1:-1, 1:-1].flatten(1)
+    direct = torch.from_numpy(sparse_lu(matrices))
+    agreement = ((inner - direct).norm(dim=1) / direct.norm(dim=1)).max().item()
 
     write_report(
         "darcy_generation",
@@ -91,7 +100,11 @@ def main() -> None:
             Row("421 against 841, largest relative L2 of 4 media", gap, "", "<= 1e-3", gap <= 1e-3),
             Row("agreement with sparse LU at 421, relative L2", agreement, "", "<= 1e-9", agreement <= 1e-9),
             Row(
-                "sparse LU time / our time at 421, same run, A B A B", statistics.median(ratios), "x", "reported", True
+                "sparse LU time / our time to solve 4 media at 421, operators ready, A B A B",
+                statistics.median(ratios),
+                "x",
+                "reported",
+                True,
             ),
         ],
         device=device,

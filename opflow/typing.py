@@ -111,6 +111,11 @@ def check_field(x: Tensor, channels: int, dim: int | None, like: Tensor, owner: 
             f"x has {x.shape[1]} channels but {owner} expects {channels}; "
             "fields are (batch, channel, *grid), so check that the channel axis is second."
         )
+    check_placement(x, like, owner)
+
+
+def check_placement(x: Tensor, like: Tensor, owner: str) -> None:
+    """Raise unless `x` has the device and the dtype of `owner`'s parameters, such as `like`; autocast may mix dtypes."""
     if x.device != like.device:
         raise ValueError(f"x is on {x.device} but {owner} is on {like.device}; move one with .to(device).")
     if x.dtype != like.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):

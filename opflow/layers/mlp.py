@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from opflow.typing import Field, check_field
+from opflow.typing import Field, check_field, check_placement
 
 
 class MLP(nn.Module):
@@ -37,10 +37,7 @@ class MLP(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)} but the MLP expects {first.shape[1]} numbers along the last axis."
             )
-        if x.device != first.device:
-            raise ValueError(f"x is on {x.device} but the MLP is on {first.device}; move one with .to(device).")
-        if x.dtype != first.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-            raise TypeError(f"x is {x.dtype} but the MLP works in {first.dtype}; convert one with .to(dtype).")
+        check_placement(x, first, "the MLP")
         for linear in self.linears[:-1]:
             x = self.activation(linear(x))
         return self.linears[-1](x)
@@ -74,7 +71,7 @@ class ChannelLinear(nn.Module):
         check_field(x, self.in_channels, None, self.weight, "ChannelLinear")
         flat = x.flatten(2)
         weight = self.weight.expand(x.shape[0], -1, -1)
-        # One batched product with the bias inside: measured 1.3 to 2 times faster than conv1d on a CPU.
+        # One batched product with the bias inside; a convolution of width 1 makes more passes over memory on a CPU.
         y = torch.bmm(weight, flat) if self.bias is None else torch.baddbmm(self.bias[:, None], weight, flat)
         return y.unflatten(2, x.shape[2:])
 

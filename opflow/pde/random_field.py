@@ -46,7 +46,7 @@ class CosineField:
 
     Args:
         mean_mode: keep k = 0. The published Darcy generator sets it to zero ("L(1,1) = 0" in its GRF.m) although the
-            paper's formula has it; with it most thresholded fields are nearly of one phase.
+            paper's formula has it; with it many thresholded media are mostly of one phase.
 
     Source: Li et al. 2021, section 5.2 and appendix A.3.2.
     """

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opflow.grid import Grid
+from opflow.grid import Grid, harmonic_mean
 from opflow.solvers.linear_operator import LinearOperator
 
 BOUNDARIES = ("dirichlet", "neumann")
-
-
-def harmonic_mean(a: Tensor, b: Tensor) -> Tensor:
-    """2 a b / (a + b): the face value that keeps the flux continuous where the coefficient jumps midway."""
-    return 2 * a * b / (a + b)
 
 
 class FaceStencil(LinearOperator):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opflow.fourier import spectral_derivative
-from opflow.grid import Grid
+from opflow.grid import Grid, harmonic_mean
 
 
 class GridDerivatives:
@@ -127,7 +127,7 @@ class GridFunction:
         dim, n, h = u.ndim - self._grid.dim + axis, self._grid.shape[axis], self._grid.spacing[axis]
         adim = a.ndim - self._grid.dim + axis
         left, right = a.narrow(adim, 0, n - 1), a.narrow(adim, 1, n - 1)
-        flux = 2 * left * right / (left + right) * u.diff(dim=dim) / h
+        flux = harmonic_mean(left, right) * u.diff(dim=dim) / h
         return _extend(flux.diff(dim=dim) / h, dim)
 
 
