@@ -11,7 +11,9 @@ from opflow.kernels.backend import choose, explain
 from opflow.kernels.spectral_conv.backends import BACKENDS
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 
-__all__ = ["explain_backend", "resample", "spectral_conv"]
+__all__ = ["explain_backend", "fourier_block", "resample", "spectral_conv"]
+
+ACTIVATIONS = ("gelu", None)
 
 
 def spectral_conv(
@@ -50,6 +52,56 @@ def spectral_conv(
     """
     call = SpectralConvCall.of(x, weight, _modes(n_modes), None if output_shape is None else tuple(output_shape))
     return choose(BACKENDS, call, backend)(x, weight, call)
+
+
+def fourier_block(
+    x: Tensor,
+    weight: Tensor,
+    n_modes: int | Sequence[int],
+    skip: Tensor,
+    bias: Tensor,
+    *,
+    activation: str | None = "gelu",
+    backend: str | None = None,
+) -> Tensor:
+    """v = s(K x + W x + b): a whole Fourier layer (Li et al. 2021, eq. 2) in one pass over the field.
+
+    K is `spectral_conv` on the grid of x, W a matrix along the channels and s the activation. The result is that of the
+    parts; the field is read and written fewer times.
+
+    Args:
+        x: (batch, in_channels, *grid).
+        weight: (*kept, 2, in_channels, out_channels), as in `spectral_conv`.
+        skip: W (out_channels, in_channels).
+        bias: b (out_channels,).
+        activation: "gelu" (exact, by the error function) or None.
+
+    Returns:
+        v (batch, out_channels, *grid); on a CPU with the channels last in memory where x has them last.
+
+    Raises:
+        ValueError, TypeError: as `spectral_conv`, and where skip, bias or activation do not fit.
+
+    >>> import torch
+    >>> x, weight = torch.zeros(2, 3, 16, 15), torch.zeros(8, 5, 2, 3, 4)
+    >>> fourier_block(x, weight, (8, 8), torch.zeros(4, 3), torch.zeros(4)).shape
+    torch.Size([2, 4, 16, 15])
+    """
+    call = SpectralConvCall.of(x, weight, _modes(n_modes), None)
+    c_in, c_out = call.channels
+    if skip.shape != (c_out, c_in) or bias.shape != (c_out,):
+        raise ValueError(
+            f"skip has shape {tuple(skip.shape)} and bias {tuple(bias.shape)}, but the weight maps {c_in} channels to {c_out}: "
+            f"expected ({c_out}, {c_in}) and ({c_out},)."
+        )
+    if not weight.dtype == skip.dtype == bias.dtype or not weight.device == skip.device == bias.device:
+        raise TypeError(
+            f"weight, skip and bias are {weight.dtype} on {weight.device}, {skip.dtype} on {skip.device} and {bias.dtype} on "
+            f"{bias.device}; convert the whole layer with .to(...)."
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}, or apply your own to None.")
+    return choose(BACKENDS, call, backend).block(x, weight, call, skip, bias, activation)
 
 
 def explain_backend(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from opflow.kernels.spectral_conv.dft import TruncatedDFT
 
 
 def weight_grid(n_modes: tuple[int, ...]) -> tuple[int, ...]:
@@ -15,13 +19,18 @@ def weight_grid(n_modes: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SpectralConvCall:
-    """Shapes, dtype and device of y(x) = Re sum_k c_k R_k x_k exp(2 pi i k x): all that a backend is chosen from."""
+    """Shapes, dtype and device of y(x) = Re sum_k c_k R_k x_k exp(2 pi i k x): all that a backend is chosen from.
+
+    `only_reference` says why none but plain torch operations can serve, in words, where that is so.
+    """
 
     n_modes: tuple[int, ...]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    channels: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+    only_reference: str | None = None
 
     @staticmethod
     def of(
@@ -69,7 +78,8 @@ class SpectralConvCall:
         out_shape = in_shape if output_shape is None else output_shape
         if any(n < 1 for n in in_shape) or any(n < 1 for n in out_shape):
             raise ValueError(f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point.")
-        return SpectralConvCall(n_modes, in_shape, out_shape, x.dtype, x.device)
+        channels = (x.shape[1], weight.shape[-1])
+        return SpectralConvCall(n_modes, in_shape, out_shape, channels, x.dtype, x.device, _only_reference(x, weight))
 
     def kept(self, axis: int) -> tuple[int, int]:
         """The frequencies lowest .. highest that the weight, the input grid and the output grid all have."""
@@ -77,6 +87,25 @@ class SpectralConvCall:
         if axis == len(self.n_modes) - 1:
             return 0, min(m // 2, n // 2, n_out // 2)
         return -min(m // 2, n // 2, n_out // 2), min((m - 1) // 2, (n - 1) // 2, (n_out - 1) // 2)
+
+    def analysis(self) -> TruncatedDFT:
+        """xhat_k = mean_j x_j exp(-2 pi i k.j/n) on the input grid."""
+        kept = tuple(self.kept(axis) for axis in range(len(self.n_modes)))
+        return TruncatedDFT(self.in_shape, kept, (1 / math.prod(self.in_shape),) * (kept[-1][1] + 1))
+
+    def synthesis(self) -> TruncatedDFT:
+        """y_j = Re sum_k c_k Y_k exp(2 pi i k.j/n) on the output grid; c_k is 1 on unpaired columns, else 2."""
+        kept = tuple(self.kept(axis) for axis in range(len(self.n_modes)))
+        c = tuple(1.0 if k == 0 or 2 * k == self.in_shape[-1] else 2.0 for k in range(kept[-1][1] + 1))
+        return TruncatedDFT(self.out_shape, kept, c)
+
+    def kept_weight(self, weight: Tensor) -> Tensor:
+        """The part (*kept, 2, in, out) of a weight that belongs to the kept frequencies."""
+        for axis, m in enumerate(self.n_modes):
+            lowest, highest = self.kept(axis)
+            first = 0 if axis == len(self.n_modes) - 1 else m // 2 + lowest
+            weight = weight.narrow(axis, first, highest - lowest + 1)
+        return weight
 
     def last_column_factor(self) -> float:
         """Scale of the highest kept column of the last axis, where it is unpaired on one grid and paired on the other.
@@ -90,3 +119,13 @@ class SpectralConvCall:
         if highest == 0 or unpaired_in == unpaired_out:
             return 1.0
         return 0.5 if unpaired_in else 2.0
+
+
+def _only_reference(x: Tensor, weight: Tensor) -> str | None:
+    if torch.compiler.is_exporting():
+        return "an exported program stands alone, without opflow's kernels"
+    if not torch.compiler.is_compiling() and any(
+        forward_ad.unpack_dual(part).tangent is not None for part in (x, weight) if forward_ad._current_level >= 0
+    ):
+        return "forward-mode derivatives go through plain torch operations"
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 
@@ -25,8 +26,17 @@ class Reference:
         precision = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             spectrum = _analyse(x.to(precision), call)  # (batch, in, *kept)
-            mixed = _mix(spectrum, _kept_weight(weight.to(precision), call))
+            kept = call.kept_weight(weight.to(precision))
+            mixed = _mix(spectrum, torch.complex(kept.select(-3, 0), kept.select(-3, 1)))
             return _synthesise(mixed, call).to(x.dtype)
+
+    def block(
+        self, x: Tensor, weight: Tensor, call: SpectralConvCall, skip: Tensor, bias: Tensor, activation: str | None
+    ) -> Tensor:
+        """s(K x + W x + b): the spectral convolution, a 1 x 1 convolution beside it, and the activation."""
+        linear = torch.baddbmm(bias[:, None], skip.expand(x.shape[0], -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+        y = self(x, weight, call) + linear
+        return y if activation is None else gelu(y)
 
 
 def _analyse(x: Tensor, call: SpectralConvCall) -> Tensor:
@@ -40,14 +50,6 @@ def _analyse(x: Tensor, call: SpectralConvCall) -> Tensor:
         negative = spectrum.narrow(dim, spectrum.shape[dim] + lowest, -lowest)
         spectrum = torch.cat([negative, positive], dim=dim)
     return spectrum
-
-
-def _kept_weight(weight: Tensor, call: SpectralConvCall) -> Tensor:
-    for axis, m in enumerate(call.n_modes):
-        lowest, highest = call.kept(axis)
-        first = 0 if axis == len(call.n_modes) - 1 else m // 2 + lowest
-        weight = weight.narrow(axis, first, highest - lowest + 1)
-    return torch.complex(weight.select(-3, 0), weight.select(-3, 1))  # (*kept, in, out)
 
 
 def _mix(spectrum: Tensor, weight: Tensor) -> Tensor:
