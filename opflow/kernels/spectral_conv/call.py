@@ -107,19 +107,6 @@ class SpectralConvCall:
             weight = weight.narrow(axis, first, highest - lowest + 1)
         return weight
 
-    def last_column_factor(self) -> float:
-        """Scale of the highest kept column of the last axis, where it is unpaired on one grid and paired on the other.
-
-        A coefficient at k = n/2 of an even input grid already holds +k and -k, so c_k = 1 there and 2 inside; the
-        inverse real transform counts by the *output* grid's parity, hence the ratio.
-        """
-        highest = self.kept(len(self.n_modes) - 1)[1]
-        unpaired_in = 2 * highest == self.in_shape[-1]
-        unpaired_out = 2 * highest == self.out_shape[-1]
-        if highest == 0 or unpaired_in == unpaired_out:
-            return 1.0
-        return 0.5 if unpaired_in else 2.0
-
 
 def _only_reference(x: Tensor, weight: Tensor) -> str | None:
     if torch.compiler.is_exporting():

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from opflow.kernels.spectral_conv.call import SpectralConvCall
+from opflow.kernels.spectral_conv.fft import fft_analyse, fft_synthesise
 
 
 class Reference:
@@ -25,10 +26,10 @@ class Reference:
             return x.new_zeros(x.shape[0], weight.shape[-1], *call.out_shape) + 0 * (x.sum() + weight.sum())
         precision = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = _analyse(x.to(precision), call)  # (batch, in, *kept)
+            spectrum = fft_analyse(x.to(precision), call.analysis())  # (batch, in, *kept)
             kept = call.kept_weight(weight.to(precision))
             mixed = _mix(spectrum, torch.complex(kept.select(-3, 0), kept.select(-3, 1)))
-            return _synthesise(mixed, call).to(x.dtype)
+            return fft_synthesise(mixed, call.synthesis()).to(x.dtype)
 
     def block(
         self, x: Tensor, weight: Tensor, call: SpectralConvCall, skip: Tensor, bias: Tensor, activation: str | None
@@ -39,49 +40,7 @@ class Reference:
         return y if activation is None else gelu(y)
 
 
-def _analyse(x: Tensor, call: SpectralConvCall) -> Tensor:
-    # One axis at a time, cutting at once: the later transforms then run on the kept columns only.
-    last = x.ndim - 1
-    spectrum = torch.fft.rfft(x, dim=last, norm="forward").narrow(last, 0, call.kept(last - 2)[1] + 1)
-    for dim in range(last - 1, 1, -1):
-        lowest, highest = call.kept(dim - 2)
-        spectrum = torch.fft.fft(spectrum, dim=dim, norm="forward")
-        positive = spectrum.narrow(dim, 0, highest + 1)
-        negative = spectrum.narrow(dim, spectrum.shape[dim] + lowest, -lowest)
-        spectrum = torch.cat([negative, positive], dim=dim)
-    return spectrum
-
-
 def _mix(spectrum: Tensor, weight: Tensor) -> Tensor:
     # Mode-major, so that each mode is one matrix product: (*kept, batch, in) @ (*kept, in, out).
     mixed = spectrum.movedim((0, 1), (-2, -1)) @ weight
     return mixed.movedim((-2, -1), (0, 1))
-
-
-def _synthesise(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
-    last = spectrum.ndim - 1
-    for dim in range(2, last):
-        lowest, highest = call.kept(dim - 2)
-        n = call.out_shape[dim - 2]
-        negative, positive = spectrum.split([-lowest, highest + 1], dim=dim)
-        gap = spectrum.new_zeros((*spectrum.shape[:dim], n - (highest - lowest + 1), *spectrum.shape[dim + 1 :]))
-        spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm="forward")
-    spectrum = _hermitian(spectrum, call)
-    return torch.fft.irfft(spectrum, n=call.out_shape[-1], dim=last, norm="forward")
-
-
-def _hermitian(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
-    """The last axis as the inverse real transform needs it: the highest column scaled, unpaired columns real.
-
-    The transform ignores the imaginary part of unpaired columns on a CPU; cuFFT does not always.
-    """
-    highest = spectrum.shape[-1] - 1
-    if highest == 0:
-        return _real(spectrum)
-    first, inner, last = spectrum.split([1, highest - 1, 1], dim=-1)
-    last = call.last_column_factor() * last
-    return torch.cat([_real(first), inner, _real(last) if 2 * highest == call.out_shape[-1] else last], dim=-1)
-
-
-def _real(column: Tensor) -> Tensor:
-    return torch.complex(column.real, torch.zeros_like(column.real))
