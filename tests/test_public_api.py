@@ -26,7 +26,7 @@ SURFACE = {
     "opflow.solvers": ["ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Reason", "Solution", "SolverError"],
     "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
     "opflow.training": ["evaluate", "fit", "load_checkpoint", "save_checkpoint"],
-    "opflow.interop": ["Predictor", "as_linear_operator", "as_preconditioner"],
+    "opflow.interop": ["Predictor", "as_linear_operator", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip
 
 MODULES = ["opflow", *(module.name for module in pkgutil.walk_packages(opflow.__path__, "opflow."))]

@@ -1,6 +1,7 @@
 """opflow at the border: learned solvers in the types of the program they are called from."""
 
+from opflow.interop.neuraloperator import from_neuraloperator
 from opflow.interop.predictor import Predictor
 from opflow.interop.scipy_bridge import as_linear_operator, as_preconditioner
 
-__all__ = ["Predictor", "as_linear_operator", "as_preconditioner"]
+__all__ = ["Predictor", "as_linear_operator", "as_preconditioner", "from_neuraloperator"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import nn
 
 from opflow.layers.embedding import DomainPadding, GridEmbedding, as_layout
@@ -14,6 +15,7 @@ from opflow.typing import Field
 
 SKIPS = ("linear", "identity", "soft-gating", None)
 NORMS = ("instance", "group", None)
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
 class FNO(nn.Module):
@@ -73,10 +75,14 @@ class FNO(nn.Module):
         padding: float | Sequence[float] = 0.0,
         coordinates: bool = True,
         layout: str | Sequence[str] | None = None,
-        channel_mlp: float | None = 0.5,
+        channel_mlp: float | str | None = 0.5,
+        channel_mlp_skip: str | None = "soft-gating",
         skip: str | None = "linear",
         norm: str | None = None,
         rank: float | None = None,
+        activation: str = "gelu",
+        lifting_channel_ratio: float = 2.0,
+        projection_channel_ratio: float = 2.0,
     ) -> FNO:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -88,10 +94,17 @@ class FNO(nn.Module):
             layout: where the values live, per axis or one for all: "nodes", "cells" or "periodic". By default
                 nodes on padded axes and periodic on the others.
             channel_mlp: hidden width of the perceptron in each layer, as a fraction of `hidden_channels`; None for none.
-            skip: "linear" (1 x 1), "identity", "soft-gating" or None, beside each spectral convolution.
+                "identity" puts the identity in its place: the activation is then taken twice, which is what
+                neuraloperator computes with use_channel_mlp=False.
+            channel_mlp_skip: "linear" (1 x 1), "identity", "soft-gating" or None, beside each perceptron.
+            skip: one of the same, beside each spectral convolution.
             norm: "instance", "group" (one group) or None. Both take means over the grid, so they are resolution
                 independent only up to quadrature error.
             rank: None for dense spectral weights; a fraction in (0, 1] for Tucker weights (TFNO).
+            activation: "gelu", "relu", "silu" or "tanh", in the lift, the layers and the projection. The perceptrons
+                inside the layers keep "gelu", as in neuraloperator.
+            lifting_channel_ratio: hidden width of the lift, as a multiple of `hidden_channels`; 0 makes it one linear map.
+            projection_channel_ratio: hidden width of the projection, likewise.
         """
         modes = as_modes(n_modes)
         dim = len(modes)
@@ -103,44 +116,80 @@ class FNO(nn.Module):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value}; give a positive whole number.")
-        if skip not in SKIPS or norm not in NORMS:
-            raise ValueError(f"skip is {skip!r} and norm {norm!r}; skip is one of {SKIPS}, norm one of {NORMS}.")
+        for name, option, known in (
+            ("skip", skip, SKIPS),
+            ("channel_mlp_skip", channel_mlp_skip, SKIPS),
+            ("norm", norm, NORMS),
+            ("activation", activation, tuple(ACTIVATIONS)),
+        ):
+            if option not in known:
+                raise ValueError(f"{name} is {option!r}; give one of {known}.")
+        for name, ratio in (
+            ("lifting_channel_ratio", lifting_channel_ratio),
+            ("projection_channel_ratio", projection_channel_ratio),
+        ):
+            if not ratio >= 0:
+                raise ValueError(f"{name} is {ratio}; give a multiple of hidden_channels, or 0 for one linear map.")
+        if isinstance(channel_mlp, str) and channel_mlp != "identity":
+            raise ValueError(f"channel_mlp is {channel_mlp!r}; give a fraction of hidden_channels, 'identity' or None.")
         fractions = [float(padding)] * dim if isinstance(padding, int | float) else [float(p) for p in padding]
         layouts = as_layout(["nodes" if p else "periodic" for p in fractions] if layout is None else layout, dim)
         pad = DomainPadding(fractions, layouts, dim=dim) if any(fractions) else None
+        make_activation = ACTIVATIONS[activation]
+        has_perceptron = bool(channel_mlp) and channel_mlp != "identity"
+
+        def perceptron(inputs: int, outputs: int, ratio: float) -> ChannelMLP:
+            width = max(1, round(ratio * hidden_channels))
+            return ChannelMLP(inputs, outputs, width, 2 if ratio else 1, activation=make_activation())
 
         def block(is_last: bool) -> FourierLayer:
             return FourierLayer(
                 SpectralConv(hidden_channels, hidden_channels, modes, bias=skip != "linear", rank=rank),
-                _skip(skip, hidden_channels),
-                channel_mlp=None
-                if not channel_mlp
-                else ChannelMLP(hidden_channels, hidden_channels, max(1, round(channel_mlp * hidden_channels))),
-                channel_mlp_skip=SoftGate(hidden_channels) if channel_mlp else None,
+                _skip(skip, hidden_channels, bias=True),
+                channel_mlp=_channel_mlp(channel_mlp, hidden_channels),
+                channel_mlp_skip=_skip(channel_mlp_skip, hidden_channels, bias=False) if has_perceptron else None,
                 norm=_norm(norm, hidden_channels),
-                activation=nn.Identity() if is_last else nn.GELU(),
+                activation=nn.Identity() if is_last else make_activation(),
             )
 
         model = cls(
-            lift=ChannelMLP(in_channels + dim * coordinates, hidden_channels, 2 * hidden_channels),
+            lift=perceptron(in_channels + dim * coordinates, hidden_channels, lifting_channel_ratio),
             blocks=[block(i == n_layers - 1) for i in range(n_layers)],
-            project=ChannelMLP(hidden_channels, out_channels, 2 * hidden_channels),
+            project=perceptron(hidden_channels, out_channels, projection_channel_ratio),
             embedding=GridEmbedding(dim, layouts) if coordinates else None,
             padding=pad,
         )
         model.recipe = {
             "model": cls.__name__, "n_modes": list(modes), "in_channels": in_channels, "out_channels": out_channels,
             "hidden_channels": hidden_channels, "n_layers": n_layers, "padding": fractions, "coordinates": coordinates,
-            "layout": list(layouts), "channel_mlp": channel_mlp, "skip": skip, "norm": norm, "rank": rank,
+            "layout": list(layouts), "channel_mlp": channel_mlp, "channel_mlp_skip": channel_mlp_skip, "skip": skip,
+            "norm": norm, "rank": rank, "activation": activation, "lifting_channel_ratio": lifting_channel_ratio,
+            "projection_channel_ratio": projection_channel_ratio,
         }  # fmt: skip
         return model
 
 
-def _skip(kind: str | None, channels: int) -> nn.Module | None:
+def _skip(kind: str | None, channels: int, *, bias: bool) -> nn.Module | None:
     if kind == "linear":
-        # Its bias serves the spectral convolution too, at no cost: it is added inside the matrix product.
-        return ChannelLinear(channels, channels)
-    return {"identity": nn.Identity(), "soft-gating": SoftGate(channels), None: None}[kind]
+        # Beside the spectral convolution its bias serves both, at no cost: it is added inside the matrix product.
+        return ChannelLinear(channels, channels, bias=bias)
+    if kind == "soft-gating":
+        return _gate(channels)
+    return nn.Identity() if kind == "identity" else None
+
+
+def _gate(channels: int) -> SoftGate:
+    gate = SoftGate(channels)
+    # What it is added to ends in a bias: a second one in the same place would be no new function.
+    del gate.bias
+    gate.register_buffer("bias", torch.zeros(channels), persistent=False)
+    return gate
+
+
+def _channel_mlp(width: float | str | None, channels: int) -> nn.Module | None:
+    if isinstance(width, str):
+        return nn.Identity()
+    return ChannelMLP(channels, channels, max(1, round(width * channels))) if width else None
 
 
 def _norm(kind: str | None, channels: int) -> nn.Module | None:
