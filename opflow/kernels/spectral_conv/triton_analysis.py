@@ -54,10 +54,10 @@ def analyse_planes(
             field = tl.load(x + plane * n1 * n2 + j1[:, None] * n2 + j2[None, :], mask=inside, other=0.0).to(number)
             waves = tl.load(last + q[None, :] * n2_padded + j2[:, None])
             T = tl.dot(field, waves, T, input_precision=PRECISION)
-        waves = tl.load(lead + r[:, None] * n1_padded + j1[None, :])
-        V = tl.dot(waves, T, V, input_precision=PRECISION)
+        lead_waves = tl.load(lead + r[:, None] * n1_padded + j1[None, :])
+        V = tl.dot(lead_waves, T, V, input_precision=PRECISION)
     k2 = tl.arange(0, K2)
-    part_stride = planes.to(tl.int64)
+    part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
     store_unfolded(V, X, position, k2 < kept2, 2 * part_stride * kept2, part_stride, negative, positive, K1, K2)
 
@@ -104,7 +104,7 @@ def analyse_third_axis(
         waves = tl.load(lead + r[:, None] * n_padded + j[None, :])
         V = tl.dot(waves, lines, V, input_precision=PRECISION)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    part_stride = rows.to(tl.int64)
+    part_stride = tl.cast(rows, tl.int64)
     position = 2 * mode * part_stride + row
     store_unfolded(V, X, position, row < rows, 2 * part_stride * modes, part_stride, negative, positive, K, ROWS)
 
@@ -115,5 +115,5 @@ def add_parts(parts, total, size, count, TILE: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     value = tl.zeros((TILE,), parts.dtype.element_ty)
     for s in range(0, count):
-        value += tl.load(parts + s * size.to(tl.int64) + i, mask=i < size, other=0.0)
+        value += tl.load(parts + s * tl.cast(size, tl.int64) + i, mask=i < size, other=0.0)
     tl.store(total + i, value, mask=i < size)

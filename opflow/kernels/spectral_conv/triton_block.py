@@ -86,8 +86,8 @@ def block_backward(
     c = tl.arange(0, OUT)
     i = tl.arange(0, IN)
     number = last.dtype.element_ty
-    inside = (c[:, None] < out_channels) & (i[None, :] < in_channels)
-    weight = tl.load(W + c[:, None] * in_channels + i[None, :], mask=inside, other=0.0)
+    in_weight = (c[:, None] < out_channels) & (i[None, :] < in_channels)
+    weight = tl.load(W + c[:, None] * in_channels + i[None, :], mask=in_weight, other=0.0)
     b = tl.load(bias + c, mask=c < out_channels, other=0.0)
     gW = tl.zeros((OUT, IN), number)
     gb = tl.zeros((OUT,), number)

@@ -35,12 +35,12 @@ def synthesise_planes(
     r = tl.arange(0, 2 * K1)
     q = tl.arange(0, 2 * K2)
     k2 = q % K2
-    part_stride = planes.to(tl.int64)
+    part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
     axis_stride = 2 * part_stride * kept2
     M = load_folded(X, r, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, K1, K2)
-    waves = tl.load(lead + r[None, :] * n1_padded + j1[:, None])
-    Z = tl.dot(waves, M, out_dtype=last.dtype.element_ty, input_precision=PRECISION)
+    lead_waves = tl.load(lead + r[None, :] * n1_padded + j1[:, None])
+    Z = tl.dot(lead_waves, M, out_dtype=last.dtype.element_ty, input_precision=PRECISION)
     for start in range(0, n2, TILE2):
         j2 = start + tl.arange(0, TILE2)
         waves = tl.load(last + q[:, None] * n2_padded + j2[None, :])
@@ -59,7 +59,7 @@ def synthesise_lines(
     j = tl.program_id(1) * TILE + tl.arange(0, TILE)
     q = tl.arange(0, 2 * K)
     k = q % K
-    source = X + (2 * k + q // K)[None, :] * rows.to(tl.int64) + row[:, None]
+    source = X + (2 * k + q // K)[None, :] * tl.cast(rows, tl.int64) + row[:, None]
     spectrum = tl.load(source, mask=(row[:, None] < rows) & (k[None, :] < kept), other=0.0)
     waves = tl.load(last + q[:, None] * n_padded + j[None, :])
     field = tl.dot(spectrum, waves, out_dtype=last.dtype.element_ty, input_precision=PRECISION)
@@ -77,7 +77,7 @@ def synthesise_third_axis(
     row = tl.program_id(1) * ROWS + column % ROWS
     j = tl.program_id(2) * TILE + tl.arange(0, TILE)
     r = tl.arange(0, 2 * K)
-    part_stride = rows.to(tl.int64)
+    part_stride = tl.cast(rows, tl.int64)
     position = 2 * mode * part_stride + row
     axis_stride = 2 * part_stride * modes
     M = load_folded(X, r, column, position, row < rows, axis_stride, part_stride, negative, positive, K, ROWS)
@@ -101,7 +101,7 @@ def synthesise_lead(
     r = tl.arange(0, 2 * K1)
     q = tl.arange(0, 2 * K2)
     k2 = q % K2
-    part_stride = planes.to(tl.int64)
+    part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
     axis_stride = 2 * part_stride * kept2
     M = load_folded(X, r, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, K1, K2)
