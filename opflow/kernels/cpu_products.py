@@ -58,3 +58,10 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     if madvise is not None:
         madvise.argtypes, madvise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
     return madvise
+
+
+def channel_product(weight: Tensor, x: Tensor) -> Tensor:
+    """weight (out, in) times the channels of a few samples x (samples, in, points): (samples, out, points)."""
+    if len(x) == 1:
+        return product(weight, x[0].t())[None]
+    return torch.bmm(weight.expand(len(x), -1, -1), x)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.functional import pad
 
 from opflow.kernels.spectral_conv.dft import TruncatedDFT
 
@@ -91,13 +92,13 @@ class SpectralConvCall:
     def analysis(self) -> TruncatedDFT:
         """xhat_k = mean_j x_j exp(-2 pi i k.j/n) on the input grid."""
         kept = tuple(self.kept(axis) for axis in range(len(self.n_modes)))
-        return TruncatedDFT(self.in_shape, kept, (1 / math.prod(self.in_shape),) * (kept[-1][1] + 1))
+        return TruncatedDFT(self.in_shape, kept, (1.0,) * (kept[-1][1] + 1), mean=True)
 
     def synthesis(self) -> TruncatedDFT:
         """y_j = Re sum_k c_k Y_k exp(2 pi i k.j/n) on the output grid; c_k is 1 on unpaired columns, else 2."""
         kept = tuple(self.kept(axis) for axis in range(len(self.n_modes)))
         c = tuple(1.0 if k == 0 or 2 * k == self.in_shape[-1] else 2.0 for k in range(kept[-1][1] + 1))
-        return TruncatedDFT(self.out_shape, kept, c)
+        return TruncatedDFT(self.out_shape, kept, c, mean=False)
 
     def kept_weight(self, weight: Tensor) -> Tensor:
         """The part (*kept, 2, in, out) of a weight that belongs to the kept frequencies."""
@@ -106,6 +107,15 @@ class SpectralConvCall:
             first = 0 if axis == len(self.n_modes) - 1 else m // 2 + lowest
             weight = weight.narrow(axis, first, highest - lowest + 1)
         return weight
+
+    def embedded_weight(self, kept: Tensor, shape: Sequence[int]) -> Tensor:
+        """The adjoint of `kept_weight`: zeros of the given shape around the kept part."""
+        padding = [0] * 6
+        for axis, m in reversed(list(enumerate(self.n_modes))):
+            lowest, highest = self.kept(axis)
+            first = 0 if axis == len(self.n_modes) - 1 else m // 2 + lowest
+            padding += [first, shape[axis] - first - (highest - lowest + 1)]
+        return pad(kept, padding) if any(padding) else kept
 
 
 def _only_reference(x: Tensor, weight: Tensor) -> str | None:

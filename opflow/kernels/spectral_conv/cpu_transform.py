@@ -1,114 +1,121 @@
-"""The truncated Fourier transform on a CPU as real matrix products, a few planes at a time.
+"""The truncated Fourier transform on a CPU: real matrix products, or pruned FFTs where the cost table prefers them.
 
-Layouts: a plane is one channel of one sample, (planes, *grid); spectra are mode-major, (*kept, 2, planes), real and
-imaginary part. Only the last axis of a product chain ever moves, so no stage transposes a field.
+Layouts: a plane is one channel of one sample, (planes, *grid); spectra are mode-major, (*modes, 2, planes), real and
+imaginary part. A few planes are transformed at once, so that what lies between two stages stays in the cache.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from opflow.kernels.cpu_products import empty_field, product
+from opflow.kernels.spectral_conv.cpu_cost import prefers_fft
 from opflow.kernels.spectral_conv.dft import TruncatedDFT, waves
+from opflow.kernels.spectral_conv.fft import fft_analyse, fft_synthesise
 
-# A chunk of planes and what is made of it stay in the second-level cache.
-CHUNK_BYTES = 1 << 20
+# Planes and what is made of them stay in the last-level cache, and are worth the calls that they cost.
+CHUNK_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """The real matrices of one `TruncatedDFT` in one dtype.
+class MatrixTransform:
+    """One `TruncatedDFT` by matrix products, one axis after the other; only the innermost axis is ever contracted.
 
-    Attributes:
-        last: (2 kept, n): s_k cos and -s_k sin in turn, of the last axis.
-        last_t: its transpose.
-        leading: per leading axis (2 (m + 1), n): cos, then sin, of q = 0 .. m; they serve +q and -q.
-        leading_t: their transposes.
+    The cosines and sines of q = 0 .. m on a leading axis serve +q and -q, which halves the arithmetic there. Tables are
+    built in float64 and rounded once.
     """
 
-    last: Tensor
-    last_t: Tensor
-    leading: tuple[Tensor, ...]
-    leading_t: tuple[Tensor, ...]
-
-
-@functools.lru_cache(maxsize=64)
-def matrices(dft: TruncatedDFT, dtype: torch.dtype) -> Matrices:
-    """Built in float64 and rounded once."""
-    with torch.inference_mode(False), torch.no_grad():
+    def __init__(self, dft: TruncatedDFT, dtype: torch.dtype) -> None:
+        self.dft = dft
         scale = torch.tensor(dft.scale, dtype=torch.float64)[:, None]
         cosine, sine = waves(dft.shape[-1], *dft.kept[-1])
-        last = torch.stack([scale * cosine, -scale * sine], dim=1).flatten(0, 1).to(dtype)
-        leading = [
+        # (2 k, n): s_k cos and -s_k sin in turn, so that real and imaginary part of a mode are neighbours.
+        self.last = torch.stack([scale * cosine, -scale * sine], dim=1).flatten(0, 1).to(dtype)
+        self.last_t = self.last.t().contiguous()
+        # (2 (m + 1), n): all cosines, then all sines.
+        self.leading = [
             torch.cat(waves(n, 0, max(highest, -lowest))).to(dtype)
             for n, (lowest, highest) in zip(dft.shape[:-1], dft.kept[:-1], strict=True)
         ]
-        return Matrices(
-            last, last.t().contiguous(), tuple(leading), tuple(matrix.t().contiguous() for matrix in leading)
-        )
+        self.leading_t = [matrix.t().contiguous() for matrix in self.leading]
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """(planes, *grid) -> (*modes, 2, planes)"""
+        dft = self.dft
+        z = product(self.last, x.reshape(-1, dft.shape[-1]))  # (2 k, planes * leading axes)
+        for axis in reversed(range(len(dft.shape) - 1)):
+            inner = math.prod(dft.modes[axis + 1 :])
+            v = product(self.leading[axis], z.view(-1, dft.shape[axis]))  # (2 (m + 1), inner * 2 * planes * the rest)
+            z = _plus_and_minus(v.view(2, -1, inner, 2, v.shape[1] // (2 * inner)), *dft.kept[axis])
+        return z.view(*dft.modes, 2, x.shape[0])
+
+    def synthesise(self, spectrum: Tensor) -> Tensor:
+        """(*modes, 2, planes) -> (planes, *grid), a view of a buffer whose axes lie in another order"""
+        dft, planes, dim = self.dft, spectrum.shape[-1], len(self.dft.shape)
+        done: tuple[int, ...] = ()  # the sizes of the axes that are back on the grid, the latest first
+        z = spectrum.reshape(-1, 2 * dft.modes[-1], planes)
+        for axis in range(dim - 1):
+            inner = math.prod(dft.modes[axis + 1 :])
+            z = z.reshape(math.prod(done), dft.modes[axis], inner, 2, planes)
+            rows = _sum_and_difference(z, *dft.kept[axis])  # (2 (m + 1), done, inner, 2, planes)
+            if axis == dim - 2:
+                rows = rows.flatten(2, 3).transpose(2, 3)  # the last axis is contracted next: (..., planes, 2 k)
+            z = product(self.leading_t[axis], rows.reshape(len(rows), -1).t())
+            done = (dft.shape[axis], *done)
+        if dim == 1:
+            z = z[0].t()
+        field = product(z.reshape(-1, 2 * dft.modes[-1]), self.last_t).view(*done, planes, dft.shape[-1])
+        return field.permute(dim - 1, *reversed(range(dim - 1)), dim)
 
 
-def chunk_of_planes(dft: TruncatedDFT, element_size: int) -> int:
-    """How many planes to transform at once."""
-    return max(1, CHUNK_BYTES // (math.prod(dft.shape) * element_size))
+class FftTransform:
+    """One `TruncatedDFT` by fast Fourier transforms, cut at each axis."""
+
+    def __init__(self, dft: TruncatedDFT) -> None:
+        self.dft = dft
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """(planes, *grid) -> (*modes, 2, planes)"""
+        return torch.view_as_real(fft_analyse(x, self.dft)).movedim((0, -1), (-1, -2))
+
+    def synthesise(self, spectrum: Tensor) -> Tensor:
+        """(*modes, 2, planes) -> (planes, *grid)"""
+        pairs = spectrum.movedim((-1, -2), (0, -1)).contiguous()
+        return fft_synthesise(torch.view_as_complex(pairs), self.dft)
+
+
+@functools.lru_cache(maxsize=64)
+def transform(dft: TruncatedDFT, dtype: torch.dtype) -> MatrixTransform | FftTransform:
+    """The cheaper of the two by the cost table; with its tables, which the cache keeps."""
+    with torch.inference_mode(False), torch.no_grad():
+        return FftTransform(dft) if prefers_fft(dft, dtype) else MatrixTransform(dft, dtype)
+
+
+def chunks(n: int, size_of_one: int) -> Iterator[slice]:
+    """Slices of n things of `size_of_one` bytes that fit the cache together, at least one thing each."""
+    step = max(1, CHUNK_BYTES // size_of_one)
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
 
 def analyse(x: Tensor, dft: TruncatedDFT) -> Tensor:
-    """Fields (planes, *grid), contiguous, to spectra (*modes, 2, planes)."""
-    planes = x.shape[0]
-    spectrum = x.new_empty(*dft.modes, 2, planes)
-    step, tables = chunk_of_planes(dft, x.element_size()), matrices(dft, x.dtype)
-    for first in range(0, planes, step):
-        chunk = slice(first, min(first + step, planes))
-        spectrum[..., chunk] = analyse_chunk(x[chunk], dft, tables)
+    """`dft.analyse` of fields (planes, *grid), as (*modes, 2, planes)."""
+    x = x.contiguous()
+    spectrum = x.new_empty(*dft.modes, 2, len(x))
+    for chunk in chunks(len(x), math.prod(dft.shape) * x.element_size()):
+        spectrum[..., chunk] = transform(dft, x.dtype).analyse(x[chunk])
     return spectrum
 
 
 def synthesise(spectrum: Tensor, dft: TruncatedDFT) -> Tensor:
-    """Spectra (*modes, 2, planes) to fields (planes, *grid), contiguous."""
-    planes = spectrum.shape[-1]
-    x = empty_field((planes, *dft.shape), spectrum)
-    step, tables = chunk_of_planes(dft, x.element_size()), matrices(dft, x.dtype)
-    for first in range(0, planes, step):
-        chunk = slice(first, min(first + step, planes))
-        x[chunk] = synthesise_chunk(spectrum[..., chunk], dft, tables)
+    """`dft.synthesise` of spectra (*modes, 2, planes), as contiguous fields (planes, *grid)."""
+    x = empty_field((spectrum.shape[-1], *dft.shape), spectrum)
+    for chunk in chunks(len(x), math.prod(dft.shape) * x.element_size()):
+        x[chunk] = transform(dft, x.dtype).synthesise(spectrum[..., chunk])
     return x
-
-
-def analyse_chunk(x: Tensor, dft: TruncatedDFT, tables: Matrices) -> Tensor:
-    """`analyse` of a few planes at once."""
-    z = product(tables.last, x.reshape(-1, dft.shape[-1]))  # (2 k, planes * leading axes)
-    for axis in reversed(range(len(dft.shape) - 1)):
-        inner = math.prod(dft.modes[axis + 1 : -1]) * dft.modes[-1]
-        v = product(tables.leading[axis], z.view(-1, dft.shape[axis]))  # (2 (m + 1), kept so far * 2 * planes * rest)
-        z = _plus_and_minus(v.view(2, -1, inner, 2, v.shape[1] // (2 * inner)), *dft.kept[axis])
-    return z.view(*dft.modes, 2, x.shape[0])
-
-
-def synthesise_chunk(spectrum: Tensor, dft: TruncatedDFT, tables: Matrices) -> Tensor:
-    """`synthesise` of a few planes at once; a view (planes, *grid) of a buffer with the axes in another order."""
-    planes, dim = spectrum.shape[-1], len(dft.shape)
-    done: tuple[int, ...] = ()  # the sizes of the axes that are back on the grid, the latest first
-    z = spectrum.reshape(-1, 2 * dft.modes[-1], planes)
-    for axis in range(dim - 1):
-        inner = math.prod(dft.modes[axis + 1 : -1])
-        shape = (math.prod(done), dft.modes[axis], inner * dft.modes[-1], 2, planes)
-        pq = _sum_and_difference(z.reshape(shape), *dft.kept[axis])  # (2 (m + 1), done, inner k, 2, planes)
-        if axis == dim - 2:
-            pq = pq.flatten(2, 3).transpose(2, 3)  # the last axis' frequencies come last: (..., planes, 2 k)
-        pq = pq.reshape(pq.shape[0], -1)
-        z = product(tables.leading_t[axis], pq.t())
-        done = (dft.shape[axis], *done)
-    if dim == 1:
-        z = z.view(2 * dft.modes[-1], planes).t()
-    rows = z.reshape(-1, 2 * dft.modes[-1])
-    field = product(rows, tables.last_t).view(*done, planes, dft.shape[-1])
-    return field.permute(dim - 1, *reversed(range(dim - 1)), dim)
 
 
 def _plus_and_minus(v: Tensor, lowest: int, highest: int) -> Tensor:

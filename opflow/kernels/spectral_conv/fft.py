@@ -13,11 +13,12 @@ from opflow.kernels.spectral_conv.dft import TruncatedDFT
 
 def fft_analyse(x: Tensor, dft: TruncatedDFT) -> Tensor:
     """X_k = s_k sum_j x_j exp(-2 pi i k.j/n): real (..., *grid) to complex (..., *modes)."""
+    norm = "forward" if dft.mean else "backward"
     # The later transforms run on the kept columns only.
-    spectrum = _scaled(torch.fft.rfft(x, dim=-1).narrow(-1, 0, dft.modes[-1]), dft.scale)
+    spectrum = _scaled(torch.fft.rfft(x, dim=-1, norm=norm).narrow(-1, 0, dft.modes[-1]), dft.weights)
     for dim in range(-2, -len(dft.shape) - 1, -1):
         lowest, highest = dft.kept[dim]
-        spectrum = torch.fft.fft(spectrum, dim=dim)
+        spectrum = torch.fft.fft(spectrum, dim=dim, norm=norm)
         positive = spectrum.narrow(dim, 0, highest + 1)
         negative = spectrum.narrow(dim, spectrum.shape[dim] + lowest, -lowest)
         spectrum = torch.cat([negative, positive], dim=dim)
@@ -26,14 +27,15 @@ def fft_analyse(x: Tensor, dft: TruncatedDFT) -> Tensor:
 
 def fft_synthesise(spectrum: Tensor, dft: TruncatedDFT) -> Tensor:
     """x_j = Re sum_k s_k X_k exp(2 pi i k.j/n): complex (..., *modes) to real (..., *grid)."""
+    norm = "backward" if dft.mean else "forward"
     for dim in range(-len(dft.shape), -1):
         lowest, highest = dft.kept[dim]
         negative, positive = spectrum.split([-lowest, highest + 1], dim=dim)
         shape = list(spectrum.shape)
         shape[dim] = dft.shape[dim] - dft.modes[dim]
         gap = spectrum.new_zeros(shape)
-        spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm="forward")
-    return torch.fft.irfft(_hermitian(spectrum, dft), n=dft.shape[-1], dim=-1, norm="forward")
+        spectrum = torch.fft.ifft(torch.cat([positive, gap, negative], dim=dim), dim=dim, norm=norm)
+    return torch.fft.irfft(_hermitian(spectrum, dft), n=dft.shape[-1], dim=-1, norm=norm)
 
 
 def _hermitian(spectrum: Tensor, dft: TruncatedDFT) -> Tensor:
@@ -42,8 +44,8 @@ def _hermitian(spectrum: Tensor, dft: TruncatedDFT) -> Tensor:
     That transform counts +k and -k, and ignores the imaginary part of unpaired columns on a CPU; cuFFT does not always.
     """
     paired = [k != 0 and 2 * k != dft.shape[-1] for k in range(dft.modes[-1])]
-    spectrum = _scaled(spectrum, [s / 2 if p else s for s, p in zip(dft.scale, paired, strict=True)])
-    return torch.complex(spectrum.real, _scaled(spectrum.imag, [float(p) for p in paired]))
+    spectrum = _scaled(spectrum, [s / 2 if p else s for s, p in zip(dft.weights, paired, strict=True)])
+    return torch.complex(spectrum.real, _scaled(spectrum.imag, [1.0 if p else 0.0 for p in paired]))
 
 
 def _scaled(columns: Tensor, scale: Sequence[float]) -> Tensor:
