@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
+from opflow.functional import fourier_block
+from opflow.layers.mlp import ChannelLinear
 from opflow.layers.spectral_conv import SpectralConv
 from opflow.typing import Field, check_field
 
@@ -65,15 +69,39 @@ class FourierLayer(nn.Module):
 
     def forward(self, v: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
-        y = self.conv(v)
-        if self.skip is not None:
-            y = y + self.skip(v)
-        if self.norm is not None:
-            y = self.norm(y)
-        y = self.activation(y)
+        y = self._fused(v) if self._can_fuse() else self._by_parts(v)
         if self.channel_mlp is None:
             return y
         y = self.channel_mlp(y)
         if self.channel_mlp_skip is not None:
             y = y + self.channel_mlp_skip(v)
         return self.activation(y)
+
+    def _by_parts(self, v: Field) -> Field:
+        y = self.conv(v)
+        if self.skip is not None:
+            y = y + self.skip(v)
+        if self.norm is not None:
+            y = self.norm(y)
+        return self.activation(y)
+
+    def _can_fuse(self) -> bool:
+        """Whether s(K v + W v + b) is one operation: the usual parts, and nobody who watches them one by one."""
+        activation, parts = self.activation, (self.conv, self.skip, self.activation)
+        return (
+            type(self.conv) is SpectralConv
+            and type(self.skip) is ChannelLinear
+            and self.norm is None
+            and (type(activation) is nn.Identity or (type(activation) is nn.GELU and activation.approximate == "none"))
+            and not any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts)
+        )
+
+    def _fused(self, v: Field) -> Field:
+        conv, skip = self.conv, cast(ChannelLinear, self.skip)
+        check_field(v, conv.in_channels, len(conv.n_modes), skip.weight, "FourierLayer")
+        biases = [part.bias for part in (conv, skip) if part.bias is not None]
+        bias = sum(biases[1:], biases[0]) if biases else skip.weight.new_zeros(skip.out_channels)
+        activation = None if type(self.activation) is nn.Identity else "gelu"
+        return fourier_block(
+            v, conv.dense_weight(), conv.n_modes, skip.weight, bias, activation=activation, backend=conv.backend
+        )

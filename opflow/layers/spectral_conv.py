@@ -65,11 +65,14 @@ class SpectralConv(nn.Module):
 
     def forward(self, x: Field, output_shape: Sequence[int] | None = None) -> Field:
         """(batch, in, *grid) -> (batch, out, *output_shape), by default on the grid of x."""
-        weight = self.weight() if isinstance(self.weight, Tucker) else self.weight
-        y = spectral_conv(x, weight, self.n_modes, output_shape=output_shape, backend=self.backend)
+        y = spectral_conv(x, self.dense_weight(), self.n_modes, output_shape=output_shape, backend=self.backend)
         if self.bias is not None:
             y = y + self.bias.view(-1, *[1] * len(self.n_modes)).to(y.dtype)
         return y
+
+    def dense_weight(self) -> Tensor:
+        """R (*kept, 2, in, out), multiplied out where it is stored in Tucker form."""
+        return self.weight() if isinstance(self.weight, Tucker) else self.weight
 
     def extra_repr(self) -> str:
         """Channels and modes for `print(model)`."""
