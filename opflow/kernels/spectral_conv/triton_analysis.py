@@ -11,7 +11,9 @@ import triton.language as tl
 
 
 @triton.jit
-def store_unfolded(V, X, position, mask, axis_stride, part_stride, negative, positive, K: tl.constexpr, Q: tl.constexpr):
+def store_unfolded(
+    V, X, position, mask, axis_stride, part_stride, negative, positive, K: tl.constexpr, Q: tl.constexpr
+):
     """Store both +k and -k of a leading axis from V[(cos | sin) k, (re | im) q]: half the products of one row each.
 
     With C = sum cos(2 pi k j/n) t_j and S = sum sin(2 pi k j/n) t_j for complex t:  X_{+-k} = C -+ i S.

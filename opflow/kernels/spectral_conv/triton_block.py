@@ -51,7 +51,22 @@ def block(
     batch, line = row // lines, row % lines
     number = last.dtype.element_ty
     p = inverse_tile(
-        Z, last, batch, line, c, j, out_channels, kept, n_padded, z_batch, z_line, z_channel, z_part, z_mode, K, PRECISION
+        Z,
+        last,
+        batch,
+        line,
+        c,
+        j,
+        out_channels,
+        kept,
+        n_padded,
+        z_batch,
+        z_line,
+        z_channel,
+        z_part,
+        z_mode,
+        K,
+        PRECISION,
     )
     for start in range(0, in_channels, IN):
         i = start + tl.arange(0, IN)

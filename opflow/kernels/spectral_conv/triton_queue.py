@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -34,9 +34,9 @@ class Queue:
         self.architecture, self.precision = architecture, precision
 
     @staticmethod
-    def of(x: Tensor) -> Queue:
-        """The queue of the device of x, for fields of its dtype."""
-        return Queue(_architecture(x.device), precision(x.dtype))
+    def of(x: Tensor, dtype: torch.dtype | None = None) -> Queue:
+        """The queue of the device of x, for fields of its dtype, or of `dtype`."""
+        return Queue(_architecture(x.device), precision(dtype or x.dtype))
 
     def configuration(self, kernel: str, **sizes: int) -> dict[str, int]:
         """Tiles, warps and stages of a kernel: of the first row, of the closest table, that holds these sizes."""
@@ -83,6 +83,3 @@ def _architecture(device: torch.device) -> tuple[str, ...]:
         return ("default",)
     major, minor = torch.cuda.get_device_capability(device)
     return torch.cuda.get_device_name(device), f"sm_{major}{minor}", "default"
-
-
-Launcher = Callable[..., None]

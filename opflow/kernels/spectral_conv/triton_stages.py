@@ -56,13 +56,17 @@ def axes(shape: Sequence[int], kept: Sequence[int], tables: Sequence[Tensor]) ->
     ]  # fmt: skip
 
 
+def count(kept: Sequence[int]) -> int:
+    """The number of kept modes."""
+    return math.prod(highest - lowest + 1 for lowest, highest in zip(kept[::2], kept[1::2], strict=True))
+
+
 def analyse(queue: Queue, x: Tensor, kept: Sequence[int], tables: Sequence[Tensor]) -> Tensor:
     """x (batch, channel, *grid), contiguous -> its kept spectrum (modes, 2, batch, channel)."""
     batch, channels = x.shape[:2]
     *leading, last = axes(x.shape[2:], kept, tables)
     rows = batch * channels
-    modes = math.prod(axis.modes for axis in (*leading, last))
-    X = last.table.new_empty(modes, 2, batch, channels)
+    X = last.table.new_empty(count(kept), 2, batch, channels)
     if not leading:
         _analyse_lines(queue, x, X, rows, last)
         return X
@@ -161,7 +165,11 @@ def combine(
     (out_channels, in_channels), last = W.shape, spectrum.last
     y = x.new_empty(x.shape[0], out_channels, *x.shape[2:])
     c = queue.configuration("block", K=last.side)
-    tiles = {"OUT": fit(c.pop("OUT"), out_channels), "IN": fit(c.pop("IN"), in_channels), "TILE": fit(c.pop("TILE"), last.n)}
+    tiles = {
+        "OUT": fit(c.pop("OUT"), out_channels),
+        "IN": fit(c.pop("IN"), in_channels),
+        "TILE": fit(c.pop("TILE"), last.n),
+    }
     grid = (x.shape[0] * spectrum.lines, -(-last.n // tiles["TILE"]), -(-out_channels // tiles["OUT"]))
     wrapped = wrap_triton(block)
     queue(wrapped, grid, spectrum.Z, last.table, x, W, W if bias is None else bias, x if g is None else g, y, spectrum.lines,
@@ -190,7 +198,11 @@ def combine_backward(
           last.modes, in_channels, out_channels, programs, *spectrum.strides,
           K=last.side, OUT=widest["out"], IN=widest["in"], TILE=fit(c.pop("TILE"), last.n), PRECISION=queue.precision,
           **c)  # fmt: skip
-    return gp, _added(queue, gW)[:out_channels, :in_channels].contiguous(), _added(queue, gb)[:out_channels].contiguous()
+    return (
+        gp,
+        _added(queue, gW)[:out_channels, :in_channels].contiguous(),
+        _added(queue, gb)[:out_channels].contiguous(),
+    )
 
 
 def channel_gradients(queue: Queue, gp: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,8 +226,11 @@ def channel_gradients(queue: Queue, gp: Tensor, x: Tensor) -> tuple[Tensor, Tens
 
 
 def fit(tile: int, size: int) -> int:
-    """A tile no larger than the power of two, at least 16, that holds `size`."""
-    return min(tile, padded_modes(max(size, 1)))
+    """The tile, or the power of two, at least 16, that holds `size` if that is smaller."""
+    side = 16
+    while side < tile and side < size:
+        side *= 2
+    return side
 
 
 def _added(queue: Queue, parts: Tensor) -> Tensor:

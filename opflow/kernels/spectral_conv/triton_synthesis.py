@@ -10,7 +10,9 @@ import triton.language as tl
 
 
 @triton.jit
-def load_folded(X, r, column, position, mask, axis_stride, part_stride, negative, positive, K: tl.constexpr, Q: tl.constexpr):
+def load_folded(
+    X, r, column, position, mask, axis_stride, part_stride, negative, positive, K: tl.constexpr, Q: tl.constexpr
+):
     """M[(cos | sin) k, (re | im) q] of a leading axis, so that sum_k X_k exp(2 pi i k j/n) = [cos | sin]_j M.
 
     sum_k X_k e^{i k t} = sum_{k >= 0} (X_k + X_-k) cos(k t) + i (X_k - X_-k) sin(k t): the sine rows take the other part.

@@ -16,7 +16,10 @@ POINTS = 128
 
 def padded_modes(count: int) -> int:
     """The power of two, at least 16, that holds `count` frequencies: the smallest side of a matrix product in Triton."""
-    return max(16, 1 << (count - 1).bit_length())
+    side = 16
+    while side < count:
+        side *= 2
+    return side
 
 
 def padded_points(n: int) -> int:
@@ -26,32 +29,56 @@ def padded_points(n: int) -> int:
 
 def tables(dft: TruncatedDFT, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """One matrix an axis: [(cos | sin) |k|, j] on leading axes, [(s cos | -s sin) k, j] on the last."""
-    axes = list(zip(dft.shape, dft.kept, strict=True))
-    leading = [leading_table(n, max(-lowest, highest), dtype, device) for n, (lowest, highest) in axes[:-1]]
-    return [*leading, last_table(axes[-1][0], dft.scale, dtype, device)]
+    if not torch.compiler.is_compiling():
+        return _built(dft, dtype, device)
+    # A compiled graph holds the tables as constants of its grid; writing a number out is how one is fixed there.
+    shape = tuple(int(f"{n}") for n in dft.shape)
+    kept = tuple((int(f"{lowest}"), int(f"{highest}")) for lowest, highest in dft.kept)
+    name = _shelved(shape, kept, dft.weights, dft.mean, dtype, device)
+    return [getattr(_SHELF, f"{name}_{axis}") for axis in range(len(shape))]
 
 
-# A compiled graph takes the tables as constants: they are made once, before any CUDA graph is captured.
-@torch.compiler.assume_constant_result
+class _Shelf:
+    """Where a compiled graph finds its tables: attributes of one object, each of which it can guard by itself."""
+
+
+_SHELF = _Shelf()
+
+
 @lru_cache(maxsize=128)
-def leading_table(n: int, highest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows cos(2 pi k j/n), then sin, for k = 0 .. highest: they serve +k and -k."""
-    return _stack(*waves(n, 0, highest), dtype, device)
-
-
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=128)
-def last_table(n: int, scale: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows s_k cos(2 pi k j/n), then -s_k sin, for k = 0 .. len(scale) - 1."""
-    cosine, sine = waves(n, 0, len(scale) - 1)
-    s = torch.tensor(scale, dtype=torch.float64)[:, None]
-    return _stack(s * cosine, -s * sine, dtype, device)
-
-
-def _stack(first: Tensor, second: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # The table outlives the modes it happens to be built under: a plain tensor, also for a later backward pass.
+def _built(dft: TruncatedDFT, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    # Tables outlive the modes that they happen to be built under: plain tensors, also for a later backward pass.
     with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
-        (count, n), side = first.shape, padded_modes(first.shape[0])
-        table = torch.zeros(2, side, padded_points(n), dtype=torch.float64)
-        table[0, :count, :n], table[1, :count, :n] = first, second
-        return table.flatten(0, 1).to(device, dtype)
+        made = []
+        for n, (lowest, highest) in zip(dft.shape[:-1], dft.kept[:-1], strict=True):
+            made.append(_stack(*waves(n, 0, max(-lowest, highest))))  # one row serves +k and -k
+        cosine, sine = waves(dft.shape[-1], *dft.kept[-1])
+        s = torch.tensor(dft.scale, dtype=torch.float64)[:, None]
+        made.append(_stack(s * cosine, -s * sine))
+        return [table.to(device, dtype) for table in made]
+
+
+def _stack(first: Tensor, second: Tensor) -> Tensor:
+    (count, n), side = first.shape, padded_modes(first.shape[0])
+    table = torch.zeros(2, side, padded_points(n), dtype=torch.float64)
+    table[0, :count, :n], table[1, :count, :n] = first, second
+    return table.flatten(0, 1)
+
+
+@torch.compiler.assume_constant_result
+def _shelved(
+    shape: tuple[int, ...], kept: tuple[tuple[int, int], ...], weights: tuple[float, ...], mean: bool,
+    dtype: torch.dtype, device: torch.device,
+) -> str:  # fmt: skip
+    """Put the tables on the shelf while a graph is traced, and say under which name."""
+    return _shelve(TruncatedDFT(shape, kept, weights, mean), dtype, device)
+
+
+@lru_cache(maxsize=None)
+def _shelve(dft: TruncatedDFT, dtype: torch.dtype, device: torch.device) -> str:
+    name = f"tables_{len(vars(_SHELF))}"
+    for axis, table in enumerate(_built(dft, dtype, device)):
+        # At a fixed address, so that a captured graph reads it in place.
+        torch._dynamo.mark_static_address(table, guard=False)
+        setattr(_SHELF, f"{name}_{axis}", table)
+    return name
