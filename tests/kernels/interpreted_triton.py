@@ -66,7 +66,8 @@ def values_and_gradients(backend: str, parts: list[Tensor], n_modes, activation:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
 
 
 def test_the_interpreter_is_on() -> None:
@@ -116,8 +117,7 @@ def test_many_channels_take_several_tiles() -> None:
         assert relative(found, wanted) < 1e-13
 
 
-@pytest.mark.parametrize(("shape", "n_modes"), [((5,), (4,)), ((4, 3), (3, 4))], ids=str)
-@pytest.mark.parametrize("activation", ["gelu", None])
+@pytest.mark.parametrize(("shape", "n_modes", "activation"), [((5,), (4,), None), ((4, 3), (2, 4), "gelu")], ids=str)
 def test_first_and_second_derivatives_of_a_block(shape, n_modes, activation) -> None:
     parts = [part.requires_grad_() for part in arguments(shape, n_modes, (1, 2), 1)]
 
@@ -129,10 +129,10 @@ def test_first_and_second_derivatives_of_a_block(shape, n_modes, activation) -> 
 
 
 def test_first_and_second_derivatives_of_a_convolution() -> None:
-    x, weight = (part.requires_grad_() for part in arguments((3, 4, 5), (2, 4, 4), (1, 2), 1)[:2])
+    x, weight = (part.requires_grad_() for part in arguments((2, 3, 4), (2, 1, 2), (1, 2), 1)[:2])
 
     def function(x: Tensor, weight: Tensor) -> Tensor:
-        return spectral_conv(x, weight, (2, 4, 4), output_shape=(4, 3, 6), backend="triton")
+        return spectral_conv(x, weight, (2, 1, 2), output_shape=(3, 2, 5), backend="triton")
 
     assert torch.autograd.gradcheck(function, (x, weight), fast_mode=True)
     assert torch.autograd.gradgradcheck(function, (x, weight), fast_mode=True)
@@ -208,16 +208,6 @@ def test_vmap_over_samples_and_over_weights() -> None:
             torch.testing.assert_close(torch.vmap(function, in_dims)(*inputs), expected)
 
 
-def test_gradients_of_each_sample() -> None:
-    x, weight, skip, bias = arguments((4, 5), (4, 4))
-
-    def loss(weight: Tensor, x: Tensor) -> Tensor:
-        return fourier_block(x[None], weight, (4, 4), skip, bias, backend="triton").square().sum()
-
-    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
-    torch.testing.assert_close(each, torch.stack([torch.func.grad(loss)(weight, sample) for sample in x]))
-
-
 def operator_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
     from opflow.kernels.spectral_conv import triton_operators as operators
     from opflow.kernels.spectral_conv.triton_tables import tables
@@ -249,7 +239,7 @@ def test_operators_are_registered_as_torch_expects(name: str) -> None:
 
 
 def test_compile_without_a_break_and_with_tables_as_constants() -> None:
-    x, weight, skip, bias = arguments((6, 5), (4, 4))
+    weight, skip, bias = arguments((6, 5), (4, 4))[1:]
 
     def two_layers(x: Tensor, weight: Tensor) -> Tensor:
         y = fourier_block(x, weight, (4, 4), skip[:2], bias[:2], backend="triton")

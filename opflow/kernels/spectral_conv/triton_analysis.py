@@ -116,6 +116,6 @@ def add_parts(parts, total, size, count, TILE: tl.constexpr):
     """total[i] = sum_s parts[s, i], in the order of s: the second stage of every sum over programs."""
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     value = tl.zeros((TILE,), parts.dtype.element_ty)
-    for s in range(0, count):
+    for s in range(count):
         value += tl.load(parts + s * tl.cast(size, tl.int64) + i, mask=i < size, other=0.0)
     tl.store(total + i, value, mask=i < size)

@@ -106,7 +106,7 @@ def block_backward(
     b = tl.load(bias + c, mask=c < out_channels, other=0.0)
     gW = tl.zeros((OUT, IN), number)
     gb = tl.zeros((OUT,), number)
-    for turn in range(0, tl.cdiv(rows - program, programs)):
+    for turn in range(tl.cdiv(rows - program, programs)):
         row = program.to(tl.int64) + turn * programs
         batch, line = row // lines, row % lines
         for start in range(0, n, TILE):
@@ -141,7 +141,7 @@ def channel_gradient(
     number = gW_parts.dtype.element_ty
     gW = tl.zeros((OUT, IN), number)
     gb = tl.zeros((OUT,), number)
-    for turn in range(0, tl.cdiv(rows - program, programs)):
+    for turn in range(tl.cdiv(rows - program, programs)):
         row = program.to(tl.int64) + turn * programs
         batch, line = row // lines, row % lines
         for start in range(0, n, TILE):

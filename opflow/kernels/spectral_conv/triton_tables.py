@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def _shelved(
     return _shelve(TruncatedDFT(shape, kept, weights, mean), dtype, device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shelve(dft: TruncatedDFT, dtype: torch.dtype, device: torch.device) -> str:
     name = f"tables_{len(vars(_SHELF))}"
     for axis, table in enumerate(_built(dft, dtype, device)):
