@@ -53,11 +53,15 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES) docs
 	$(BIN)/ruff format $(SOURCES) docs
 
-bench: $(VENV)/.installed-viz-cli
+bench: $(VENV)/.installed-viz-cli-bench
+	$(BIN)/python -m benchmarks.spectral_conv
+	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.darcy_generation
 	$(BIN)/python -m benchmarks.darcy_fno
 
 bench-gpu:
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.spectral_conv --device cuda
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.train_step --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_generation --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_fno --device cuda
 

@@ -13,12 +13,13 @@ from measured import tables  # noqa: E402  (one rendering for the site and the R
 
 BEGIN = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results/ -->\n"
 END = "<!-- end of measured -->"
+LONGEST = 10  # lines of a table, before the README shows only those of which something is required
 
 
 def with_tables(readme: str) -> str:
     """The README with the tables between its markers."""
     before, rest = readme.split(BEGIN)
-    results = tables(ROOT / "benchmarks" / "results", heading="###")
+    results = tables(ROOT / "benchmarks" / "results", heading="###", longest=LONGEST)
     return f"{before}{BEGIN}\n{results}\n\n{END}{rest.split(END)[1]}"
 
 

@@ -16,50 +16,116 @@ import torch
 from opflow.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "triton", "neuraloperator", "opflow")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass
 class Row:
-    """One number beside what is asked of it."""
+    """One number beside what is asked of it.
+
+    Attributes:
+        column: where the same thing is measured under several conditions, which of them this number belongs to; the
+            tables then show such rows as one, with a column a condition.
+    """
 
     what: str
     measured: float
     unit: str
     required: str
     reached: bool
+    column: str = ""
 
 
-def write_report(name: str, rows: list[Row], *, device: str, notes: dict[str, Any] | None = None) -> Path:
-    """Write ``results/<name>_<device>.json`` and print the rows."""
-    label = "cpu" if device == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "_")
-    path = RESULTS / f"{name}_{label}.json"
+def write_report(
+    name: str,
+    rows: list[Row],
+    *,
+    device: str,
+    notes: dict[str, Any] | None = None,
+    conditions: dict[str, Any] | None = None,
+    folder: Path = RESULTS,
+) -> Path:
+    """Write ``results/<name>_<device>.json`` and print the rows.
+
+    `conditions` replaces entries of the machine's description, where what was measured ran in processes of its own.
+    """
+    label = device_label(device)
+    path = folder / f"{name}_{label}.json"
+    report = {
+        "benchmark": name,
+        "command": "python -m " + shlex.join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "machine": machine(device) | (conditions or {}),
+        "versions": versions(),
+        "rows": [asdict(row) for row in rows],
+        "notes": {"torch": torch_flags(), **(notes or {})},
+    }
+    write_json(path, report)
+    for row in rows:
+        verdict = "" if row.required == "reported" else "; reached" if row.reached else "; NOT reached"
+        column = f" [{row.column}]" if row.column else ""
+        print(f"{row.what}{column}: {row.measured:.4g} {row.unit} (asked: {row.required}{verdict})")
+    print(path)
+    return path
+
+
+def device_label(device: str) -> str:
+    """The device in a file's name."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name().lower().replace(" ", "_")
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """The device, the processor, how much of it this process may use, and how it hands out memory."""
+    return {
+        "device": device_label(device),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "allocator": allocator(),
+        "transparent huge pages": huge_pages(),
+    }
+
+
+def allocator() -> str:
+    """The environment variables that change glibc's allocator, or "default"."""
+    said = [f"{key}={os.environ[key]}" for key in sorted(os.environ) if key.startswith(("MALLOC_", "THP_MEM_"))]
+    tunables = os.environ.get("GLIBC_TUNABLES")
+    return " ".join([*said, *([f"GLIBC_TUNABLES={tunables}"] if tunables else [])]) or "default"
+
+
+def huge_pages() -> str:
+    """Which of "always", "madvise" (where a program asks for them) and "never" the system grants huge pages."""
+    if not HUGE_PAGES.exists():
+        return "unknown"
+    words = HUGE_PAGES.read_text().split()
+    return next((word.strip("[]") for word in words if word.startswith("[")), "unknown")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that the numbers depend on."""
     packages = {}
-    for package in ("torch", "numpy", "scipy", "h5py", "opflow"):
+    for package in PACKAGES:
         try:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = "not installed"
-    report = {
-        "benchmark": name,
-        "command": "python -m " + shlex.join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "machine": {
-            "device": label,
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "system": platform.system(),
-            "allocator": {key: os.environ[key] for key in sorted(os.environ) if key.startswith("MALLOC_")} or "default",
-        },
-        "versions": {"python": platform.python_version(), **packages},
-        "rows": [asdict(row) for row in rows],
-        "notes": notes or {},
+    return {"python": platform.python_version(), **packages}
+
+
+def torch_flags() -> dict[str, Any]:
+    """The switches of torch that change speed or precision."""
+    flags: dict[str, Any] = {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
-    write_json(path, report)
-    for row in rows:
-        verdict = "reached" if row.reached else "NOT reached"
-        print(f"{row.what}: {row.measured:.4g} {row.unit} (asked: {row.required}; {verdict})")
-    print(path)
-    return path
+    if torch.cuda.is_available():
+        flags["cuda"] = torch.version.cuda
+        flags["cudnn_allow_tf32"] = torch.backends.cudnn.allow_tf32
+    return flags
 
 
 def _processor() -> str:

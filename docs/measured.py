@@ -12,46 +12,96 @@ from typing import Any
 PICTURES = Path(__file__).parent / "_build" / "examples"
 KEYS = ("benchmark", "command", "machine", "versions", "rows")
 ROW_KEYS = ("what", "measured", "unit", "required", "reached")
+REPORTED = "reported"  # in the place of a requirement, where none was set
 
 
-def tables(folder: Path, heading: str = "##") -> str:
+def tables(folder: Path, heading: str = "##", *, longest: int | None = None) -> str:
     """Every ``*.json`` in `folder` as Markdown, for the site and the README: a heading, the command, machine and versions, and one table.
 
     A file is {"benchmark": str, "command": str, "machine": {...}, "versions": {...}, "rows": [{"what": str,
-    "measured": number, "unit": str, "required": str, "reached": bool}]}.
+    "measured": number, "unit": str, "required": str, "reached": bool}]}. Rows may name a "column", the conditions under
+    which they were measured: then the rows of one thing are one line.
+
+    Args:
+        longest: of a table with more lines than this, show only those of which something is required.
 
     Raises:
         ValueError: a file lacks one of these keys; the build stops rather than leave a number out.
     """
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     return (
-        "\n\n".join(_section(path, heading) for path in paths) or "*Not measured yet: `benchmarks/results/` is empty.*"
+        "\n\n".join(_section(path, heading, longest) for path in paths)
+        or "*Not measured yet: `benchmarks/results/` is empty.*"
     )
 
 
-def _section(path: Path, heading: str) -> str:
+def _section(path: Path, heading: str, longest: int | None) -> str:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         benchmark, command, machine, versions, rows = (result[key] for key in KEYS)
-        cells = [[row[key] for key in ROW_KEYS] for row in rows]
+        rows = [{**row, **{key: row[key] for key in ROW_KEYS}} for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a benchmark result ({type(error).__name__}: {error}); expected {', '.join(KEYS)} with rows of "
             f"{', '.join(ROW_KEYS)}."
         ) from error
-    body = [
-        [what, f"{_number(measured)} {unit}".strip(), required, "yes" if reached else "**no**"]
-        for what, measured, unit, required, reached in cells
-    ]
+    lines = _lines(rows)
+    shown = lines
+    if longest is not None and len(lines) > longest:
+        shown = [line for line in lines if any(row["required"] != REPORTED for row in line.values())]
+    columns = list(dict.fromkeys(column for line in shown for column in line if column))
+    shape = _by_column if columns else _plain
     facts = [f"{name} {value}" for part in (machine, versions) for name, value in part.items()]
-    return "\n\n".join(
-        [
-            f"{heading} {_cell(benchmark)}",
-            f"```text\n{command}\n```",
-            _cell("; ".join(facts)),
-            table(["what", "measured", "required", "reached"], body),
-        ]
-    )
+    parts = [
+        f"{heading} {_cell(benchmark)}",
+        f"```text\n{command}\n```",
+        _cell("; ".join(facts)),
+        shape(shown, columns),
+    ]
+    if len(shown) < len(lines):
+        parts.append(
+            f"{len(lines) - len(shown)} lines of which nothing is required are on the site's page of measurements."
+        )
+    return "\n\n".join(parts)
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """The rows of one thing together, {column: row}; the same column again starts a new line."""
+    lines: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        number, column = 0, row.get("column", "")
+        while column in lines.get((row["what"], number), {}):
+            number += 1
+        lines.setdefault((row["what"], number), {})[column] = row
+    return list(lines.values())
+
+
+def _plain(lines: Sequence[dict[str, dict[str, Any]]], columns: Sequence[str]) -> str:
+    body = [
+        [row["what"], _value(row), row["required"], "yes" if row["reached"] else "**no**"]
+        for line in lines
+        for row in line.values()
+    ]
+    return table(["what", "measured", "required", "reached"], body)
+
+
+def _by_column(lines: Sequence[dict[str, dict[str, Any]]], columns: Sequence[str]) -> str:
+    body = []
+    for line in lines:
+        rows = {column: row for column, row in line.items() if not column or column in columns}
+        first = next(iter(rows.values()))
+        asked = {column: row["required"] for column, row in rows.items() if row["required"] != REPORTED}
+        required = list(dict.fromkeys(asked.values())) if len(set(asked.values())) < 2 else list(asked.values())
+        cells = [_value(rows[column]) if column in rows else "" for column in columns]
+        if "" in rows:  # one number for all conditions
+            cells[0] = _value(rows[""])
+        reached = "yes" if all(row["reached"] for row in rows.values()) else "**no**"
+        body.append([first["what"], *cells, " / ".join(required) or REPORTED, reached])
+    return table(["what", *columns, "required", "reached"], body)
+
+
+def _value(row: dict[str, Any]) -> str:
+    return f"{_number(row['measured'])} {row['unit']}".strip()
 
 
 def _number(value: Any) -> str:
