@@ -28,6 +28,7 @@ from opflow.kernels.spectral_conv.triton_queue import Queue
 from opflow.kernels.spectral_conv.triton_tables import padded_modes, padded_points
 
 ARCHITECTURES = (80, 90)
+RECORD = RESULTS / "triton_resources.json"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -139,7 +140,9 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         constexprs={(i,): value for i, value in launch.constants},
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.divisible},
     )
-    program = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+    program = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={**dict(launch.options), "enable_fp_fusion": True}
+    )
     usage, code = _cuobjdump(program.asm["cubin"], "-res-usage"), _cuobjdump(program.asm["cubin"], "-sass")
     instruction = "wgmma" if "HGMMA" in code else "mma" if "HMMA" in code else "none"
     return Resources(
@@ -190,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(compile_launch(launch, capability))
                 print(table(rows[-1:]), flush=True)
     write_json(
-        RESULTS / "triton_resources.json",
+        RECORD,
         {"triton": triton.__version__, "torch": torch.__version__, "kernels": [asdict(row) for row in rows]},
     )
     return sum(row.spills > 0 for row in rows)

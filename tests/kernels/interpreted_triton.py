@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from opflow.files import write_json
 from opflow.functional import explain_backend, fourier_block, spectral_conv
 from opflow.kernels.spectral_conv.call import SpectralConvCall, weight_grid
 from opflow.kernels.spectral_conv.triton_backend import Triton
@@ -268,3 +269,34 @@ def test_too_many_modes_are_refused_in_words() -> None:
 def test_a_kernel_without_a_configuration_says_so() -> None:
     with pytest.raises(ValueError, match=r"no_such_kernel has no configuration .*triton_configurations\.json"):
         Queue(("default",), "ieee").configuration("no_such_kernel", K=16)
+
+
+def test_a_table_of_ones_own_goes_first(tmp_path, monkeypatch) -> None:
+    from benchmarks import triton_tune
+    from opflow.kernels.spectral_conv import triton_queue
+
+    parts = arguments((4, 5), (4, 4))
+    call = SpectralConvCall.of(parts[0], parts[1], (4, 4), None)
+    monkeypatch.setattr(triton_tune, "candidates", lambda kernel: [
+        {"TILE1": tile, "TILE2": 16, "num_warps": 4, "num_stages": 1} for tile in (16, 32, 64)
+    ])  # fmt: skip
+    times = iter([3.0, 1.0, 2.0])
+    best = triton_tune.tune(tuple(parts), call, lambda launch: next(times), ("analyse_planes",))
+    row = {"max_K1": 16, "max_K2": 16, "TILE1": 32, "TILE2": 16, "num_warps": 4, "num_stages": 1}
+    assert best == {"analyse_planes": [row]}
+
+    path = tmp_path / "own.json"
+    write_json(path, {"default": best})
+    monkeypatch.setenv("OPFLOW_TRITON_CONFIGURATIONS", str(path))
+    try:
+        for read in (triton_queue.configurations, triton_queue.configuration):
+            read.cache_clear()
+        assert Queue(("default",), "ieee").configuration("analyse_planes", K1=16, K2=16)["TILE1"] == 32
+        assert Queue(("default",), "ieee").configuration("analyse_planes", K1=32, K2=16)["TILE1"] != 32
+        path.write_text("{")
+        triton_queue.configurations.cache_clear()
+        with pytest.raises(ValueError, match=r"own\.json, which is no table of configurations"):
+            triton_queue.configurations()
+    finally:
+        for read in (triton_queue.configurations, triton_queue.configuration):
+            read.cache_clear()

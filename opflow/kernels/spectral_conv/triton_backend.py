@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +14,27 @@ from opflow.kernels.spectral_conv.triton_queue import INTERPRETED
 from opflow.kernels.spectral_conv.triton_tables import tables
 
 INSTALLED = find_spec("triton") is not None
-HALF_TABLE = 64
+# Half the rows of the widest table that the kernels hold on the chip.
+FREQUENCIES = 64
+# Above this share of kept frequencies, on every axis, fast Fourier transforms are preferred. Counted for an H100 and a table
+# of 64 at n = 128: 0.25 us of products a plane against 0.4 us of memory traffic by FFTs, so that as yet none is refused.
+FFT_ABOVE = 1.0
+
+
+@torch.compiler.assume_constant_result
+def device_refusal(index: int) -> str:
+    """Why a CUDA device cannot run the kernels, in words; "" if it can."""
+    return _device_refusal(index)
+
+
+@cache
+def _device_refusal(index: int) -> str:
+    if torch.version.hip is not None:
+        return "the kernels are made for NVIDIA devices"
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"the device has compute capability {major}.{minor} and the kernels need 8.0 (tensor cores for tf32)"
+    return ""
 
 
 class Triton:
@@ -27,16 +49,25 @@ class Triton:
         """No such device, dtype or size; or a caller that needs plain torch operations."""
         if call.only_reference is not None:
             return call.only_reference
-        if not INSTALLED:
-            return "triton is not installed (pip install 'opflow[triton]', or a CUDA build of torch)"
         if not INTERPRETED:
             if call.device.type != "cuda":
                 return f"x is on {call.device.type}"
+            if not INSTALLED:
+                return "triton is not installed (pip install 'opflow[triton]', or a CUDA build of torch)"
             if call.dtype == torch.float64:
                 return "x is torch.float64 and the kernels multiply in single precision"
-        widest = max(max(-lowest, highest) + 1 for lowest, highest in map(call.kept, range(len(call.n_modes))))
-        if widest > HALF_TABLE:
-            return f"it keeps {widest} frequencies on one axis, and the kernels hold {HALF_TABLE} at most"
+            reason = device_refusal(call.device.index)
+            if reason:
+                return reason
+        kept = [call.kept(axis) for axis in range(len(call.n_modes))]
+        widest = max(max(-lowest, highest) + 1 for lowest, highest in kept)
+        if widest > FREQUENCIES:
+            return f"it keeps {widest} frequencies on one axis, and the kernels hold {FREQUENCIES} at most"
+        if max(math.prod(call.in_shape), math.prod(call.out_shape)) >= 2**31:
+            return "the grid has 2^31 points or more, and the kernels count them in 32 bits"
+        share = min(min(m, n) / n for m, n in zip(call.n_modes, call.in_shape, strict=True))
+        if share > FFT_ABOVE and not INTERPRETED:
+            return f"it keeps more than {FFT_ABOVE} of the frequencies, where fast Fourier transforms need fewer operations"
         return None
 
     def __call__(self, x: Tensor, weight: Tensor, call: SpectralConvCall) -> Tensor:

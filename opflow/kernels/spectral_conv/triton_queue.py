@@ -6,8 +6,9 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,10 +62,25 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3"
 
 
-@lru_cache(maxsize=1)
+@cache
 def configurations() -> dict[str, dict[str, list[dict[str, int]]]]:
-    """`triton_configurations.json`: {device name, "sm_90" or "default": {kernel: rows}}."""
-    return json.loads(files("opflow.kernels.spectral_conv").joinpath("triton_configurations.json").read_text())
+    """`triton_configurations.json`, {device name, "sm_90" or "default": {kernel: rows}}, after the table of one's own.
+
+    OPFLOW_TRITON_CONFIGURATIONS names a file of the same form, such as `benchmarks/triton_tune.py` writes for a device.
+    """
+    shipped = json.loads(files("opflow.kernels.spectral_conv").joinpath("triton_configurations.json").read_text())
+    path = os.environ.get("OPFLOW_TRITON_CONFIGURATIONS")
+    try:
+        own = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"OPFLOW_TRITON_CONFIGURATIONS is {path}, which is no table of configurations: {error}."
+        ) from error
+    for name, kernels in own.items():
+        for kernel, rows in kernels.items():
+            known = shipped.setdefault(name, {})
+            known[kernel] = rows + known.get(kernel, [])
+    return shipped
 
 
 @lru_cache(maxsize=1024)
