@@ -8,10 +8,12 @@ from torch import Tensor
 
 from opflow.fourier import resample
 from opflow.kernels.backend import choose, explain
+from opflow.kernels.channel_mlp.backends import BACKENDS as MLP_BACKENDS
+from opflow.kernels.channel_mlp.call import ChannelMLPCall
 from opflow.kernels.spectral_conv.backends import BACKENDS
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 
-__all__ = ["explain_backend", "fourier_block", "resample", "spectral_conv"]
+__all__ = ["channel_mlp", "explain_backend", "fourier_block", "resample", "spectral_conv"]
 
 ACTIVATIONS = ("gelu", None)
 
@@ -102,6 +104,60 @@ def fourier_block(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}, or apply your own to None.")
     return choose(BACKENDS, call, backend).block(x, weight, call, skip, bias, activation)
+
+
+def channel_mlp(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor, Tensor],
+    *,
+    beside: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """y = s(W2 gelu(W1 x + b1) + b2 + g v) at every grid point, in one pass over the field.
+
+    Args:
+        x: (batch, in_channels, *grid).
+        weights: W1 (hidden, in_channels) and W2 (out_channels, hidden).
+        biases: b1 (hidden,) and b2 (out_channels,).
+        beside: v (batch, out_channels, *grid), with `gate` g (out_channels,): a gated skip connection; None for none.
+        activation: s, "gelu" or None.
+
+    Returns:
+        y (batch, out_channels, *grid).
+
+    Raises:
+        ValueError: a shape, the activation or the backend does not fit.
+
+    >>> import torch
+    >>> W1, W2 = torch.zeros(8, 3), torch.zeros(4, 8)
+    >>> channel_mlp(torch.zeros(2, 3, 16, 15), (W1, W2), (torch.zeros(8), torch.zeros(4))).shape
+    torch.Size([2, 4, 16, 15])
+    """
+    (hidden, c_in), c_out, grid = weights[0].shape, weights[1].shape[0], x.shape[2:]
+    shapes = [tuple(part.shape) for part in (*weights, *biases)]
+    if x.ndim < 3 or x.shape[1] != c_in or shapes[1:] != [(c_out, hidden), (hidden,), (c_out,)]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, the weights {shapes[0]} and {shapes[1]} and the biases {shapes[2]} and {shapes[3]}; expected "
+            "(batch, in, *grid), (hidden, in), (out, hidden), (hidden,) and (out,)."
+        )
+    if (beside is None) != (gate is None) or (
+        beside is not None
+        and gate is not None
+        and (beside.shape[0] != x.shape[0] or beside.shape[1] != c_out or beside.shape[2:] != grid or gate.shape[0] != c_out)
+    ):
+        given = [None if part is None else tuple(part.shape) for part in (beside, gate)]
+        raise ValueError(
+            f"beside is {given[0]} and gate {given[1]}; give both, {(x.shape[0], c_out, *grid)} and ({c_out},), or neither."
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}, or apply your own to None.")
+    flat = None if beside is None else beside.flatten(2)
+    call = ChannelMLPCall.of(x, *weights, *biases, beside, gate)
+    y = choose(MLP_BACKENDS, call, backend)(x.flatten(2), weights, biases, flat, gate, activation)
+    return y.unflatten(2, grid)
 
 
 def explain_backend(

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
 CallT = TypeVar("CallT", contravariant=True)
 
 
@@ -53,3 +57,13 @@ def explain(backends: Sequence[Backend], call: object) -> str:
             chosen = True
         clauses.append(f"{backend.name}: {reason}")
     return "; ".join(clauses)
+
+
+def only_plain_operations(*tensors: Tensor) -> str | None:
+    """Why none but plain torch operations can serve a call on these tensors, in words; None if kernels can."""
+    if torch.compiler.is_exporting():
+        return "an exported program stands alone, without opflow's kernels"
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+            return "forward-mode derivatives go through plain torch operations"
+    return None

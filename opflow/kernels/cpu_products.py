@@ -23,6 +23,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.numel() and weight.numel() and torch.backends.mkldnn.enabled:
         onednn = _onednn_linear()
         if onednn is not None:
+            if not weight.is_contiguous() and not weight.t().is_contiguous():
+                # Rows with gaps between them would send oneDNN to its reference code, hundreds of times slower.
+                weight = weight.t().contiguous().t() if weight.stride(0) == 1 else weight.contiguous()
             return onednn(x, weight, None, "none", [], "")
     return torch.mm(x, weight.t())
 
@@ -61,7 +64,16 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def channel_product(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (out, in) times the channels of a few samples x (samples, in, points): (samples, out, points)."""
+    """weight (out, in) times the channels of samples x (samples, in, points): (samples, out, points)."""
     if len(x) == 1:
         return product(weight, x[0].t())[None]
     return torch.bmm(weight.expand(len(x), -1, -1), x)
+
+
+# Fields smaller than this share one batched product: below it, calls cost more than arithmetic.
+TINY_FIELD = 1 << 14
+
+
+def samples_per_piece(shape: Sequence[int], channels: int) -> int:
+    """How many samples of a field (batch, channel, points) to work on at once: one, or many tiny ones."""
+    return max(1, TINY_FIELD // max(1, channels * shape[-1]))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opflow.functional import fourier_block
-from opflow.layers.mlp import ChannelLinear
+from opflow.layers.mlp import ChannelLinear, ChannelMLP, is_exact_gelu, is_watched
 from opflow.layers.spectral_conv import SpectralConv
 from opflow.typing import Field, check_field
 
@@ -43,7 +43,7 @@ class FourierLayer(nn.Module):
         norm: applied to K v + W v before the activation.
         activation: s; nn.Identity() in a model's last layer.
 
-    >>> from opflow.layers.mlp import ChannelLinear
+    >>> from opflow.layers.mlp import ChannelLinear, ChannelMLP, is_exact_gelu, is_watched
     >>> FourierLayer(SpectralConv(8, 8, (5, 5)), ChannelLinear(8, 8))(torch.zeros(2, 8, 16, 16)).shape
     torch.Size([2, 8, 16, 16])
     """
@@ -72,6 +72,10 @@ class FourierLayer(nn.Module):
         y = self._fused(v) if self._can_fuse() else self._by_parts(v)
         if self.channel_mlp is None:
             return y
+        if self._can_fuse_mlp():
+            mlp, gate = cast(ChannelMLP, self.channel_mlp), cast(SoftGate, self.channel_mlp_skip)
+            check_field(v, gate.weight.shape[0], None, gate.weight, "SoftGate")
+            return mlp.with_skip(y, v, gate.weight, gate.bias, self._activation_name())
         y = self.channel_mlp(y)
         if self.channel_mlp_skip is not None:
             y = y + self.channel_mlp_skip(v)
@@ -87,21 +91,33 @@ class FourierLayer(nn.Module):
 
     def _can_fuse(self) -> bool:
         """Whether s(K v + W v + b) is one operation: the usual parts, and nobody who watches them one by one."""
-        activation, parts = self.activation, (self.conv, self.skip, self.activation)
         return (
             type(self.conv) is SpectralConv
             and type(self.skip) is ChannelLinear
             and self.norm is None
-            and (type(activation) is nn.Identity or (type(activation) is nn.GELU and activation.approximate == "none"))
-            and not any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts)
+            and (type(self.activation) is nn.Identity or is_exact_gelu(self.activation))
+            and not is_watched(self.conv, self.skip, self.activation)
         )
+
+    def _can_fuse_mlp(self) -> bool:
+        """Whether s(M(.) + G v) is one operation."""
+        return (
+            type(self.channel_mlp) is ChannelMLP
+            and self.channel_mlp.is_fusible()
+            and type(self.channel_mlp_skip) is SoftGate
+            and (type(self.activation) is nn.Identity or is_exact_gelu(self.activation))
+            and not is_watched(self.channel_mlp, self.channel_mlp_skip, self.activation)
+        )
+
+    def _activation_name(self) -> str | None:
+        return None if type(self.activation) is nn.Identity else "gelu"
 
     def _fused(self, v: Field) -> Field:
         conv, skip = self.conv, cast(ChannelLinear, self.skip)
         check_field(v, conv.in_channels, len(conv.n_modes), skip.weight, "FourierLayer")
         biases = [part.bias for part in (conv, skip) if part.bias is not None]
         bias = sum(biases[1:], biases[0]) if biases else skip.weight.new_zeros(skip.out_channels)
-        activation = None if type(self.activation) is nn.Identity else "gelu"
         return fourier_block(
-            v, conv.dense_weight(), conv.n_modes, skip.weight, bias, activation=activation, backend=conv.backend
-        )
+            v, conv.dense_weight(), conv.n_modes, skip.weight, bias,
+            activation=self._activation_name(), backend=conv.backend,
+        )  # fmt: skip

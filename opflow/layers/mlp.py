@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from opflow.functional import channel_mlp
+from opflow.kernels.channel_mlp.reference import channel_linear
 from opflow.typing import Field, check_field, check_placement
 
 
@@ -69,11 +71,7 @@ class ChannelLinear(nn.Module):
     def forward(self, x: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
         check_field(x, self.in_channels, None, self.weight, "ChannelLinear")
-        flat = x.flatten(2)
-        weight = self.weight.expand(x.shape[0], -1, -1)
-        # One batched product with the bias inside; a convolution of width 1 makes more passes over memory on a CPU.
-        y = torch.bmm(weight, flat) if self.bias is None else torch.baddbmm(self.bias[:, None], weight, flat)
-        return y.unflatten(2, x.shape[2:])
+        return channel_linear(x.flatten(2), self.weight, self.bias).unflatten(2, x.shape[2:])
 
     def extra_repr(self) -> str:
         """Channels for `print(model)`."""
@@ -109,6 +107,43 @@ class ChannelMLP(nn.Module):
 
     def forward(self, x: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
+        if self.is_fusible():
+            return self.with_skip(x)
         for linear in self.linears[:-1]:
             x = self.activation(linear(x))
         return self.linears[-1](x)
+
+    def is_fusible(self) -> bool:
+        """Whether `with_skip` can serve: two linear maps with biases, exact GELU between them, and nobody watching."""
+        return (
+            len(self.linears) == 2
+            and all(type(linear) is ChannelLinear and linear.bias is not None for linear in self.linears)
+            and is_exact_gelu(self.activation)
+            and not is_watched(*self.linears, self.activation)
+        )
+
+    def with_skip(
+        self, x: Field, beside: Field | None = None, gate: Tensor | None = None, bias: Tensor | None = None,
+        activation: str | None = None,
+    ) -> Field:  # fmt: skip
+        """s(M(x) + g v + b) in one pass over the field, see `functional.channel_mlp`; only if `is_fusible`."""
+        first, last = (cast(ChannelLinear, linear) for linear in self.linears)
+        check_field(x, first.in_channels, None, first.weight, "ChannelMLP")
+        b1, b2 = cast(Tensor, first.bias), cast(Tensor, last.bias)
+        return channel_mlp(
+            x, (first.weight, last.weight), (b1, b2 if bias is None else b2 + bias),
+            beside=beside, gate=gate, activation=activation,
+        )  # fmt: skip
+
+
+def is_exact_gelu(module: nn.Module) -> bool:
+    """Whether a module is GELU by the error function, which the fused operations compute."""
+    return type(module) is nn.GELU and module.approximate == "none"
+
+
+def is_watched(*modules: nn.Module | None) -> bool:
+    """Whether a hook waits for one of these modules' own call, which a fused operation would pass by."""
+    return any(
+        module is not None and bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        for module in modules
+    )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.functional import pad
 
+from opflow.kernels.backend import only_plain_operations
 from opflow.kernels.spectral_conv.dft import TruncatedDFT
 
 
@@ -80,7 +80,7 @@ class SpectralConvCall:
         if any(n < 1 for n in in_shape) or any(n < 1 for n in out_shape):
             raise ValueError(f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point.")
         channels = (x.shape[1], weight.shape[-1])
-        return SpectralConvCall(n_modes, in_shape, out_shape, channels, x.dtype, x.device, _only_reference(x, weight))
+        return SpectralConvCall(n_modes, in_shape, out_shape, channels, x.dtype, x.device, only_plain_operations(x, weight))
 
     def kept(self, axis: int) -> tuple[int, int]:
         """The frequencies lowest .. highest that the weight, the input grid and the output grid all have."""
@@ -116,13 +116,3 @@ class SpectralConvCall:
             first = 0 if axis == len(self.n_modes) - 1 else m // 2 + lowest
             padding += [first, shape[axis] - first - (highest - lowest + 1)]
         return pad(kept, padding) if any(padding) else kept
-
-
-def _only_reference(x: Tensor, weight: Tensor) -> str | None:
-    if torch.compiler.is_exporting():
-        return "an exported program stands alone, without opflow's kernels"
-    if not torch.compiler.is_compiling() and any(
-        forward_ad.unpack_dual(part).tangent is not None for part in (x, weight) if forward_ad._current_level >= 0
-    ):
-        return "forward-mode derivatives go through plain torch operations"
-    return None

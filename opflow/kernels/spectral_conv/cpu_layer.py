@@ -8,11 +8,12 @@ a few samples, so the allocator hands the same memory out again and again; only 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from opflow.kernels.cpu_products import channel_product, empty_field, product
+from opflow.kernels.cpu_products import channel_product, empty_field, product, samples_per_piece
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, chunks, synthesise, transform
 from opflow.kernels.spectral_conv.mixing import complex_rows, complex_rows_adjoint
@@ -39,15 +40,16 @@ def forward(
     before = empty_field(y.shape, x) if keep and gelu else None
     inverse = transform(synthesis, x.dtype)
     for chunk in _samples(x, call):
-        total = inverse.synthesise(mixed[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_out))
-        target = y if before is None else before
-        if skip is not None:
-            field = channel_product(skip, x[chunk].flatten(2)).view(total.shape)
-            total = torch.add(field, total, out=target[chunk])
-        if gelu:
+        convolved = inverse.synthesise(mixed[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_out))
+        for piece, part in _pieces(chunk, x, call):
+            target = (y if before is None else before)[piece]
             if skip is None:
-                target[chunk] = total
-            aten.gelu.out(target[chunk], out=y[chunk])
+                target.copy_(convolved[part])
+            else:
+                field = channel_product(skip, x[piece].flatten(2)).view(target.shape)
+                torch.add(field, convolved[part], out=target)
+            if gelu:
+                aten.gelu.out(target, out=y[piece])
     return y, nothing if before is None else before, rows if keep else nothing
 
 
@@ -74,12 +76,14 @@ def backward(
         spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
         forwards = transform(synthesis, g.dtype)
         for chunk in _samples(g, call):
-            if gelu:
-                aten.gelu_backward.grad_input(g[chunk], before[chunk], grad_input=total[chunk])
-            spectrum[..., chunk, :] = forwards.analyse(total[chunk].flatten(0, 1)).unflatten(-1, (-1, c_out))
-            if x is not None and g_skip is not None:
-                for gradient, field in zip(total[chunk].flatten(2), x[chunk].flatten(2), strict=True):
-                    g_skip += product(gradient, field)
+            for piece, _ in _pieces(chunk, g, call):
+                if gelu:
+                    aten.gelu_backward.grad_input(g[piece], before[piece], grad_input=total[piece])
+                if x is not None and g_skip is not None:
+                    for gradient, field in zip(total[piece].flatten(2), x[piece].flatten(2), strict=True):
+                        g_skip += product(gradient, field)
+            planes = total[chunk].flatten(0, 1)
+            spectrum[..., chunk, :] = forwards.analyse(planes).unflatten(-1, (-1, c_out))
     g_bias = spectrum[(*_zero_mode(call), 0)].sum(0)
     g_mixed = spectrum.flatten(0, -4).flatten(1, 2)
     g_weight = call.embedded_weight(torch.bmm(rows.mT, g_mixed).view(*analysis.modes, 2, c_in, c_out), weight.shape)
@@ -92,8 +96,9 @@ def backward(
     inverse, skip_t = transform(analysis, g.dtype), skip.t()
     for chunk in _samples(g, call):
         convolved = inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
-        field = channel_product(skip_t, total[chunk].flatten(2)).view(convolved.shape)
-        torch.add(field, convolved, out=g_x[chunk])
+        for piece, part in _pieces(chunk, g, call):
+            field = channel_product(skip_t, total[piece].flatten(2)).view(convolved[part].shape)
+            torch.add(field, convolved[part], out=g_x[piece])
     return g_x, g_weight, g_skip, g_bias
 
 
@@ -105,6 +110,14 @@ def _matrices(weight: Tensor, call: SpectralConvCall) -> Tensor:
 def _samples(x: Tensor, call: SpectralConvCall) -> list[slice]:
     size = max(call.channels) * math.prod(map(max, call.in_shape, call.out_shape)) * x.element_size()
     return list(chunks(len(x), size))
+
+
+def _pieces(chunk: slice, x: Tensor, call: SpectralConvCall) -> Iterator[tuple[slice, slice]]:
+    """The samples of a chunk, one by one or many tiny ones at once: their places in the batch and in the chunk."""
+    step = samples_per_piece((len(x), math.prod(call.in_shape)), max(call.channels))
+    for first in range(chunk.start, chunk.stop, step):
+        last = min(first + step, chunk.stop)
+        yield slice(first, last), slice(first - chunk.start, last - chunk.start)
 
 
 def _zero_mode(call: SpectralConvCall) -> tuple[int, ...]:

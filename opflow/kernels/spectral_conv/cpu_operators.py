@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opflow.kernels.autograd_rules import looped_vmap
 from opflow.kernels.spectral_conv import cpu_layer
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, synthesise
@@ -212,26 +213,11 @@ def _layer_gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None, g_rows
 torch.library.register_autograd("opflow::fourier_layer", _layer_gradients, setup_context=_remember_layer)
 
 
-def _looped(op: Any) -> Any:
-    """A vmap rule that calls the operator once per element and stacks."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        results = []
-        for i in range(info.batch_size):
-            results.append(
-                op(*[a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)])
-            )
-        outputs = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-        return outputs, (0,) * len(outputs)
-
-    return rule
-
-
 def _layer_over_batches(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
     """Many batches of fields through one layer are one larger batch."""
     x, *parameters = args
     if any(isinstance(d, int) for d in in_dims[1:4]):
-        return _looped(ops.fourier_layer)(info, in_dims, *args)
+        return looped_vmap(ops.fourier_layer)(info, in_dims, *args)
     x = x.movedim(in_dims[0], 0)
     y, before, rows = ops.fourier_layer(x.flatten(0, 1), *parameters)
     before, rows = (part if part.numel() else part.expand(*x.shape[:2], 0).flatten(0, 1) for part in (before, rows))
@@ -244,4 +230,4 @@ def _layer_over_batches(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
 
 
 torch.library.register_vmap("opflow::fourier_layer", _layer_over_batches)
-torch.library.register_vmap("opflow::fourier_layer_backward", _looped(ops.fourier_layer_backward))
+torch.library.register_vmap("opflow::fourier_layer_backward", looped_vmap(ops.fourier_layer_backward))

@@ -19,7 +19,7 @@ from opflow.kernels.spectral_conv.dft import TruncatedDFT, waves
 from opflow.kernels.spectral_conv.fft import fft_analyse, fft_synthesise
 
 # Planes and what is made of them stay in the last-level cache, and are worth the calls that they cost.
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20
 
 
 class MatrixTransform:

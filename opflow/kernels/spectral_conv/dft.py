@@ -23,12 +23,19 @@ class TruncatedDFT:
     Attributes:
         shape: points n per axis.
         kept: (lowest, highest) per axis; the last starts at 0.
-        scale: s_k, one per column of the last axis.
+        weights: what s_k is, but for a common factor, one per column of the last axis.
+        mean: the common factor is 1 / (n_1 ... n_d) and not 1.
     """
 
     shape: tuple[int, ...]
     kept: tuple[tuple[int, int], ...]
-    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    mean: bool
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """s_k, one per column of the last axis."""
+        return tuple(w / math.prod(self.shape) for w in self.weights) if self.mean else self.weights
 
     @property
     def modes(self) -> tuple[int, ...]:
