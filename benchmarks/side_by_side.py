@@ -84,7 +84,8 @@ def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """Our environment with another allocator mode, and without the tunables that would blur it."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "THP_MEM_"))}
     kept.pop("GLIBC_TUNABLES", None)
-    return kept | {"WANDB_MODE": "disabled"} | dict(changes)
+    # The profiler announces itself on every use otherwise.
+    return kept | {"WANDB_MODE": "disabled", "KINETO_LOG_LEVEL": "5"} | dict(changes)
 
 
 def child(module: str, arguments: Sequence[str], changes: Mapping[str, str]) -> Any:
