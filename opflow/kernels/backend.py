@@ -63,7 +63,10 @@ def only_plain_operations(*tensors: Tensor) -> str | None:
     """Why none but plain torch operations can serve a call on these tensors, in words; None if kernels can."""
     if torch.compiler.is_exporting():
         return "an exported program stands alone, without opflow's kernels"
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-            return "forward-mode derivatives go through plain torch operations"
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "the transforms of torch.func go through plain torch operations"
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        return "forward-mode derivatives go through plain torch operations"
     return None

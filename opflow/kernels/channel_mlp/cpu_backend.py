@@ -1,4 +1,4 @@
-"""The perceptron along the channels on a CPU, as PyTorch operators that autograd, compile and vmap know."""
+"""The perceptron along the channels on a CPU, as PyTorch operators that autograd and compile know."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opflow.kernels.autograd_rules import looped_vmap
 from opflow.kernels.channel_mlp import cpu_kernel
 from opflow.kernels.channel_mlp.call import ChannelMLPCall
 
@@ -86,6 +85,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 def _gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None) -> tuple[Tensor | None, ...]:
     x, before, w1, b1, w2, beside, gate = ctx.saved_tensors
+    g_before = g_before if ctx.gelu else None  # what is not there has no gradient
     if g is None and g_before is None:
         return (None,) * 9
     if g is not None and g_before is None and not torch.is_grad_enabled():
@@ -109,5 +109,3 @@ def _gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None) -> tuple[Ten
 
 
 torch.library.register_autograd("opflow::channel_mlp", _gradients, setup_context=_remember)
-torch.library.register_vmap("opflow::channel_mlp", looped_vmap(ops.channel_mlp))
-torch.library.register_vmap("opflow::channel_mlp_backward", looped_vmap(ops.channel_mlp_backward))

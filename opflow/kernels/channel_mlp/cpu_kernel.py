@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from opflow.kernels.cpu_products import channel_product, empty_field, product, samples_per_piece
+from opflow.kernels.cpu_products import channel_product, product, samples_per_piece
 
 aten = torch.ops.aten
 # A piece of the field and its hidden layer stay in the second-level cache.
@@ -30,8 +30,8 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """s(W2 gelu(W1 x + b1) + b2 + g v) (batch, out, points); if `keep` and `gelu`, also what s was applied to."""
-    y = empty_field((len(x), len(w2), x.shape[2]), x)
-    before = empty_field(y.shape, x) if keep and gelu else x.new_empty(0)
+    y = x.new_empty(len(x), len(w2), x.shape[2])
+    before = torch.empty_like(y) if keep and gelu else x.new_empty(0)
     for piece in _pieces(x, w1, w2):
         hidden = channel_product(w1, x[piece]).add_(b1[:, None])
         aten.gelu.out(hidden, out=hidden)
@@ -58,10 +58,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, W1, b1, W2, b2, v and g from that of the result."""
     g_w1, g_b1, g_w2, g_b2 = (g.new_zeros(shape) for shape in (w1.shape, b1.shape, w2.shape, w2.shape[:1]))
-    g_x = empty_field(x.shape, x)
+    g_x = torch.empty_like(x)
     g_beside = g_gate = None
     if beside is not None and gate is not None:
-        g_beside, g_gate = empty_field(g.shape, g), torch.zeros_like(gate)
+        g_beside, g_gate = torch.empty_like(g), torch.zeros_like(gate)
     w1_t, w2_t = w1.t(), w2.t()
     for piece in _pieces(x, w1, w2):
         # The hidden layer again.

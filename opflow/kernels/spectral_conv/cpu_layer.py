@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from opflow.kernels.cpu_products import channel_product, empty_field, product, samples_per_piece
+from opflow.kernels.cpu_products import channel_product, product, samples_per_piece
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, chunks, synthesise, transform
 from opflow.kernels.spectral_conv.mixing import complex_rows, complex_rows_adjoint
@@ -36,8 +36,8 @@ def forward(
     if skip is None and not gelu:
         y = synthesise(mixed.flatten(-2), synthesis).view(batch, c_out, *call.out_shape)
         return y, nothing, rows if keep else nothing
-    y = empty_field((batch, c_out, *call.out_shape), x)
-    before = empty_field(y.shape, x) if keep and gelu else None
+    y = x.new_empty(batch, c_out, *call.out_shape)
+    before = torch.empty_like(y) if keep and gelu else None
     inverse = transform(synthesis, x.dtype)
     for chunk in _samples(x, call):
         convolved = inverse.synthesise(mixed[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_out))
@@ -72,7 +72,7 @@ def backward(
     if skip is None and not gelu:
         spectrum = analyse(g.flatten(0, 1), synthesis).unflatten(-1, (batch, c_out))
     else:
-        total = empty_field(g.shape, g) if gelu else g
+        total = torch.empty_like(g) if gelu else g
         spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
         forwards = transform(synthesis, g.dtype)
         for chunk in _samples(g, call):
@@ -92,7 +92,7 @@ def backward(
     if skip is None:
         return synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, g_bias
     # The gradient of a sample takes the place of that of its pre-activation, which is needed no longer.
-    g_x = total if gelu and c_in == c_out else empty_field(shape, g)
+    g_x = total if gelu and c_in == c_out else g.new_empty(shape)
     inverse, skip_t = transform(analysis, g.dtype), skip.t()
     for chunk in _samples(g, call):
         convolved = inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))

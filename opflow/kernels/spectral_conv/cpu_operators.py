@@ -1,4 +1,4 @@
-"""The CPU kernels as PyTorch operators: what autograd, torch.compile, vmap and opcheck know of them.
+"""The CPU kernels as PyTorch operators: what autograd, torch.compile and opcheck know of them.
 
     opflow::truncated_dft, opflow::truncated_dft_adjoint    the transforms, each the other's derivative
     opflow::fourier_layer, opflow::fourier_layer_backward   the fused layer and its gradients
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opflow.kernels.autograd_rules import looped_vmap
 from opflow.kernels.spectral_conv import cpu_layer
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, synthesise
@@ -99,22 +98,6 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.register_vmap("opflow::truncated_dft")
-def _(info: Any, in_dims: Any, x: Tensor, kept: list[int], weights: list[float], mean: bool) -> tuple[Tensor, int]:
-    x = x.movedim(in_dims[0], 0)
-    spectrum = ops.truncated_dft(x.flatten(0, 1), kept, weights, mean)
-    return spectrum.unflatten(-2, x.shape[:2]), spectrum.ndim - 2
-
-
-@torch.library.register_vmap("opflow::truncated_dft_adjoint")
-def _(
-    info: Any, in_dims: Any, spectrum: Tensor, shape: list[int], kept: list[int], weights: list[float], mean: bool
-) -> tuple[Tensor, int]:
-    spectrum = spectrum.movedim(in_dims[0], -3)
-    x = ops.truncated_dft_adjoint(spectrum.flatten(-3, -2), shape, kept, weights, mean)
-    return x.unflatten(0, spectrum.shape[-3:-1]), 0
-
-
 # --- the fused layer ------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +163,7 @@ def _layer_gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None, g_rows
     x, weight, skip, before, rows = ctx.saved_tensors
     n_modes, in_shape, out_shape, gelu = ctx.layer
     rest = (None,) * 5
+    g_before = g_before if gelu else None  # what is not there has no gradient
     if g_before is None and g_rows is None and g is not None and not torch.is_grad_enabled():
         g_x, g_weight, g_skip, g_bias = ops.fourier_layer_backward(g, x, before, rows, weight, skip, *ctx.layer)
         return g_x, g_weight, None if skip is None else g_skip, g_bias if ctx.has_bias else None, *rest
@@ -211,23 +195,3 @@ def _layer_gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None, g_rows
 
 
 torch.library.register_autograd("opflow::fourier_layer", _layer_gradients, setup_context=_remember_layer)
-
-
-def _layer_over_batches(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-    """Many batches of fields through one layer are one larger batch."""
-    x, *parameters = args
-    if any(isinstance(d, int) for d in in_dims[1:4]):
-        return looped_vmap(ops.fourier_layer)(info, in_dims, *args)
-    x = x.movedim(in_dims[0], 0)
-    y, before, rows = ops.fourier_layer(x.flatten(0, 1), *parameters)
-    before, rows = (part if part.numel() else part.expand(*x.shape[:2], 0).flatten(0, 1) for part in (before, rows))
-    before = before.unflatten(0, x.shape[:2])
-    if rows.ndim == 3:
-        rows = rows.unflatten(1, (2, *x.shape[:2])).movedim(2, 0).flatten(2, 3)
-    else:
-        rows = rows.unflatten(0, x.shape[:2])
-    return (y.unflatten(0, x.shape[:2]), before, rows), (0, 0, 0)
-
-
-torch.library.register_vmap("opflow::fourier_layer", _layer_over_batches)
-torch.library.register_vmap("opflow::fourier_layer_backward", looped_vmap(ops.fourier_layer_backward))

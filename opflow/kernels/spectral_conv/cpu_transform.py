@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from opflow.kernels.cpu_products import empty_field, product
+from opflow.kernels.cpu_products import LONGEST_SUM, product
 from opflow.kernels.spectral_conv.cpu_cost import prefers_fft
 from opflow.kernels.spectral_conv.dft import TruncatedDFT, waves
 from opflow.kernels.spectral_conv.fft import fft_analyse, fft_synthesise
@@ -34,8 +34,14 @@ class MatrixTransform:
         scale = torch.tensor(dft.scale, dtype=torch.float64)[:, None]
         cosine, sine = waves(dft.shape[-1], *dft.kept[-1])
         # (2 k, n): s_k cos and -s_k sin in turn, so that real and imaginary part of a mode are neighbours.
-        self.last = torch.stack([scale * cosine, -scale * sine], dim=1).flatten(0, 1).to(dtype)
-        self.last_t = self.last.t().contiguous()
+        last = torch.stack([scale * cosine, -scale * sine], dim=1).flatten(0, 1)
+        self.last, self.last_t = last.to(dtype), last.t().to(dtype).contiguous()
+        self.segment = _segment(dft.shape[-1])
+        if self.segment:
+            self.last = self.last[:, : self.segment].contiguous()
+            # (k, 2, segments) and (k, 2, segments): what turns real and imaginary parts by the phase of each segment.
+            cosine, sine = (wave[:, :: self.segment] for wave in (cosine, sine))
+            self.turns = [torch.stack(pair, dim=1).to(dtype) for pair in ((cosine, -sine), (sine, cosine))]
         # (2 (m + 1), n): all cosines, then all sines.
         self.leading = [
             torch.cat(waves(n, 0, max(highest, -lowest))).to(dtype)
@@ -46,12 +52,22 @@ class MatrixTransform:
     def analyse(self, x: Tensor) -> Tensor:
         """(planes, *grid) -> (*modes, 2, planes)"""
         dft = self.dft
-        z = product(self.last, x.reshape(-1, dft.shape[-1]))  # (2 k, planes * leading axes)
+        z = self._analyse_last(x)  # (2 k, planes * leading axes)
         for axis in reversed(range(len(dft.shape) - 1)):
             inner = math.prod(dft.modes[axis + 1 :])
             v = product(self.leading[axis], z.view(-1, dft.shape[axis]))  # (2 (m + 1), inner * 2 * planes * the rest)
             z = _plus_and_minus(v.view(2, -1, inner, 2, v.shape[1] // (2 * inner)), *dft.kept[axis])
         return z.view(*dft.modes, 2, x.shape[0])
+
+    def _analyse_last(self, x: Tensor) -> Tensor:
+        n, k = self.dft.shape[-1], self.dft.modes[-1]
+        if not self.segment:
+            return product(self.last, x.reshape(-1, n))
+        # A long axis in segments of equal length: one short table serves all, then each is turned to its place. Short
+        # sums keep their digits, and the table stays in the first-level cache.
+        z = product(self.last, x.reshape(-1, self.segment)).view(k, 2, -1, n // self.segment)
+        turned = torch.bmm(self.turns[0], z[:, 0].mT)  # (k, 2, planes * leading axes)
+        return turned.baddbmm_(self.turns[1], z[:, 1].mT).flatten(0, 1)
 
     def synthesise(self, spectrum: Tensor) -> Tensor:
         """(*modes, 2, planes) -> (planes, *grid), a view of a buffer whose axes lie in another order"""
@@ -112,10 +128,18 @@ def analyse(x: Tensor, dft: TruncatedDFT) -> Tensor:
 
 def synthesise(spectrum: Tensor, dft: TruncatedDFT) -> Tensor:
     """`dft.synthesise` of spectra (*modes, 2, planes), as contiguous fields (planes, *grid)."""
-    x = empty_field((spectrum.shape[-1], *dft.shape), spectrum)
+    x = spectrum.new_empty(spectrum.shape[-1], *dft.shape)
     for chunk in chunks(len(x), math.prod(dft.shape) * x.element_size()):
         x[chunk] = transform(dft, x.dtype).synthesise(spectrum[..., chunk])
     return x
+
+
+def _segment(n: int) -> int:
+    """The length of the segments of a long axis: the largest divisor of n that `LONGEST_SUM` allows; 0 for one sum."""
+    if n <= LONGEST_SUM:
+        return 0
+    length = max(d for d in range(1, LONGEST_SUM + 1) if n % d == 0)
+    return length if length >= 32 else 0
 
 
 def _plus_and_minus(v: Tensor, lowest: int, highest: int) -> Tensor:
