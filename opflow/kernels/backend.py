@@ -61,7 +61,8 @@ def explain(backends: Sequence[Backend], call: object) -> str:
 
 def only_plain_operations(*tensors: Tensor) -> str | None:
     """Why none but plain torch operations can serve a call on these tensors, in words; None if kernels can."""
-    if torch.compiler.is_exporting():
+    # Not is_exporting(), which torch 2.11 reads as true in every compiled graph.
+    if torch.compiler._is_exporting_flag:
         return "an exported program stands alone, without opflow's kernels"
     if torch.compiler.is_compiling():
         return None

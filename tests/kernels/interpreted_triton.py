@@ -11,9 +11,11 @@ from torch import Tensor
 
 from opflow.files import write_json
 from opflow.functional import explain_backend, fourier_block, spectral_conv
+from opflow.kernels.spectral_conv import triton_operators
 from opflow.kernels.spectral_conv.call import SpectralConvCall, weight_grid
 from opflow.kernels.spectral_conv.triton_backend import Triton
 from opflow.kernels.spectral_conv.triton_queue import INTERPRETED, Queue, precision
+from opflow.kernels.spectral_conv.triton_tables import tables
 
 CASES = [
     # shape, n_modes: 1D to 3D; odd, prime, size 1; modes below, at and beyond the Nyquist limit
@@ -191,18 +193,24 @@ def test_equal_inputs_give_equal_bits() -> None:
 
 
 def test_vmap_over_samples_and_over_weights() -> None:
+    """The rules of the operators; `torch.func` goes through the reference."""
     x, weight, skip, bias = arguments((4, 5), (4, 4))
     xs, weights = torch.stack([x, 2 * x, x + 1]), torch.stack([weight, weight - 1, -weight])
+    call, backend = SpectralConvCall.of(x, weight, (4, 4), None), Triton()
 
     def conv(x: Tensor, weight: Tensor) -> Tensor:
-        return spectral_conv(x, weight, (4, 4), backend="triton")
+        return backend(x, weight, call)
 
     def layer(x: Tensor, weight: Tensor) -> Tensor:
-        return fourier_block(x, weight, (4, 4), skip, bias, backend="triton")
+        return backend.block(x, weight, call, skip, bias, "gelu")
 
-    for function in (conv, layer):
+    def weight_gradient(X: Tensor, G: Tensor) -> Tensor:
+        return triton_operators.multiply(X.flatten(0, 1), G.flatten(0, 1), "left")
+
+    for function in (conv, layer, weight_gradient):
         for in_dims in ((0, None), (None, 0), (0, 0)):
-            inputs = [a if dim == 0 else a[0] for a, dim in zip((xs, weights), in_dims, strict=True)]
+            values = (weights, weights[..., :2]) if function is weight_gradient else (xs, weights)
+            inputs = [a if dim == 0 else a[0] for a, dim in zip(values, in_dims, strict=True)]
             expected = torch.stack(
                 [function(*(a[i] if dim == 0 else a for a, dim in zip(inputs, in_dims, strict=True))) for i in range(3)]
             )
@@ -210,24 +218,24 @@ def test_vmap_over_samples_and_over_weights() -> None:
 
 
 def operator_calls() -> dict[str, tuple[object, tuple[object, ...]]]:
-    from opflow.kernels.spectral_conv import triton_operators as operators
-    from opflow.kernels.spectral_conv.triton_tables import tables
-
     x, weight, skip, bias = arguments((6, 5), (4, 4))
     call = SpectralConvCall.of(x, weight, (4, 4), None)
     kept = [bound for axis in (0, 1) for bound in call.kept(axis)]
     analysis, synthesis = (tables(dft, x.dtype, x.device) for dft in (call.analysis(), call.synthesis()))
     R = weight.flatten(0, 1)
-    X = operators.analyse(x, kept, analysis).detach()
+    X = triton_operators.analyse(x, kept, analysis).detach()
     y = torch.randn(2, 3, 6, 5, dtype=x.dtype)
     leaves = [part.requires_grad_() for part in (x, R, skip, bias)]
     return {
-        "analyse": (operators.analyse, (x, kept, analysis)),
-        "synthesise": (operators.synthesise, (X.clone().requires_grad_(), [7, 4], kept, synthesis, torch.float64)),
-        "multiply": (operators.multiply, (X.clone().requires_grad_(), R, "")),
-        "block": (operators.block, (*leaves, kept, analysis, synthesis, True)),
+        "analyse": (triton_operators.analyse, (x, kept, analysis)),
+        "synthesise": (
+            triton_operators.synthesise,
+            (X.clone().requires_grad_(), [7, 4], kept, synthesis, torch.float64),
+        ),
+        "multiply": (triton_operators.multiply, (X.clone().requires_grad_(), R, "")),
+        "block": (triton_operators.block, (*leaves, kept, analysis, synthesis, True)),
         "block_backward": (
-            operators.block_backward,
+            triton_operators.block_backward,
             (y, *(part.detach() for part in (x, X, R, skip, bias)), kept, analysis, synthesis, True),
         ),
     }

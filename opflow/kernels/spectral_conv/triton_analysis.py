@@ -55,9 +55,9 @@ def analyse_planes(
             inside = (j1[:, None] < n1) & (j2[None, :] < n2)
             field = tl.load(x + plane * n1 * n2 + j1[:, None] * n2 + j2[None, :], mask=inside, other=0.0).to(number)
             waves = tl.load(last + q[None, :] * n2_padded + j2[:, None])
-            T = tl.dot(field, waves, T, input_precision=PRECISION)
+            T = tl.dot(field, waves, T, input_precision=PRECISION, out_dtype=number)
         lead_waves = tl.load(lead + r[:, None] * n1_padded + j1[None, :])
-        V = tl.dot(lead_waves, T, V, input_precision=PRECISION)
+        V = tl.dot(lead_waves, T, V, input_precision=PRECISION, out_dtype=number)
     k2 = tl.arange(0, K2)
     part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
@@ -81,7 +81,7 @@ def analyse_lines(
         inside = (row[:, None] < rows) & (j[None, :] < end)
         field = tl.load(x + row[:, None] * n + j[None, :], mask=inside, other=0.0).to(number)
         waves = tl.load(last + q[None, :] * n_padded + j[:, None])
-        X = tl.dot(field, waves, X, input_precision=PRECISION)
+        X = tl.dot(field, waves, X, input_precision=PRECISION, out_dtype=number)
     k = q % K
     target = parts + ((part.to(tl.int64) * kept + k[None, :]) * 2 + (q // K)[None, :]) * rows + row[:, None]
     tl.store(target, X, mask=(row[:, None] < rows) & (k[None, :] < kept))
@@ -104,7 +104,7 @@ def analyse_third_axis(
         j = start + tl.arange(0, TILE)
         lines = tl.load(source[None, :] + j[:, None], mask=(j[:, None] < n) & (row[None, :] < rows), other=0.0)
         waves = tl.load(lead + r[:, None] * n_padded + j[None, :])
-        V = tl.dot(waves, lines, V, input_precision=PRECISION)
+        V = tl.dot(waves, lines, V, input_precision=PRECISION, out_dtype=number)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     part_stride = tl.cast(rows, tl.int64)
     position = 2 * mode * part_stride + row

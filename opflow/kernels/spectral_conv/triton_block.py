@@ -75,7 +75,7 @@ def block(
         inside = (i[:, None] < in_channels) & (j[None, :] < n)
         source = x + ((batch * in_channels + i[:, None]) * lines + line) * n + j[None, :]
         field = tl.load(source, mask=inside, other=0.0).to(number)
-        p = tl.dot(weight, field, p, input_precision=PRECISION)
+        p = tl.dot(weight, field, p, input_precision=PRECISION, out_dtype=number)
     if BIAS:
         p += tl.load(bias + c, mask=c < out_channels, other=0.0)[:, None]
     target = ((batch * out_channels + c[:, None]) * lines + line) * n + j[None, :]
@@ -117,12 +117,12 @@ def block_backward(
             )  # fmt: skip
             source = x + ((batch * in_channels + i[:, None]) * lines + line) * n + j[None, :]
             field = tl.load(source, mask=(i[:, None] < in_channels) & (j[None, :] < n), other=0.0).to(number)
-            p = tl.dot(weight, field, p, input_precision=PRECISION) + b[:, None]
+            p = tl.dot(weight, field, p, input_precision=PRECISION, out_dtype=number) + b[:, None]
             target = ((batch * out_channels + c[:, None]) * lines + line) * n + j[None, :]
             inside = (c[:, None] < out_channels) & (j[None, :] < n)
             d = tl.load(g + target, mask=inside, other=0.0).to(number) * gelu_derivative(p)
             tl.store(gp + target, d, mask=inside)
-            gW = tl.dot(d, tl.trans(field), gW, input_precision=PRECISION)
+            gW = tl.dot(d, tl.trans(field), gW, input_precision=PRECISION, out_dtype=number)
             gb += tl.sum(d, 1)
     part = program.to(tl.int64) * OUT + c
     tl.store(gW_parts + part[:, None] * IN + i[None, :], gW)
@@ -150,7 +150,7 @@ def channel_gradient(
             field = tl.load(source, mask=(i[:, None] < in_channels) & (j[None, :] < n), other=0.0).to(number)
             source = gp + ((batch * out_channels + c[:, None]) * lines + line) * n + j[None, :]
             d = tl.load(source, mask=(c[:, None] < out_channels) & (j[None, :] < n), other=0.0).to(number)
-            gW = tl.dot(d, tl.trans(field), gW, input_precision=PRECISION)
+            gW = tl.dot(d, tl.trans(field), gW, input_precision=PRECISION, out_dtype=number)
             gb += tl.sum(d, 1)
     part = program.to(tl.int64) * out_padded + c
     tl.store(gW_parts + part[:, None] * in_padded + i[None, :], gW)

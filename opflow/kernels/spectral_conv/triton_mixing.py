@@ -37,10 +37,10 @@ def multiply_modes(
             Ai = -Ai
         if CONJUGATE_B:
             Bi = -Bi
-        Cr = tl.dot(Ar, Br, Cr, input_precision=PRECISION)
-        Cr = tl.dot(-Ai, Bi, Cr, input_precision=PRECISION)
-        Ci = tl.dot(Ar, Bi, Ci, input_precision=PRECISION)
-        Ci = tl.dot(Ai, Br, Ci, input_precision=PRECISION)
+        Cr = tl.dot(Ar, Br, Cr, input_precision=PRECISION, out_dtype=number)
+        Cr = tl.dot(-Ai, Bi, Cr, input_precision=PRECISION, out_dtype=number)
+        Ci = tl.dot(Ar, Bi, Ci, input_precision=PRECISION, out_dtype=number)
+        Ci = tl.dot(Ai, Br, Ci, input_precision=PRECISION, out_dtype=number)
     c = C + 2 * mode * c_part + row[:, None] * columns + column[None, :]
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     tl.store(c, Cr, mask=inside)
