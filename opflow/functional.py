@@ -64,12 +64,15 @@ def fourier_block(
     bias: Tensor,
     *,
     activation: str | None = "gelu",
+    perceptron: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
+    gate: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """v = s(K x + W x + b): a whole Fourier layer (Li et al. 2021, eq. 2) in one pass over the field.
 
-    K is `spectral_conv` on the grid of x, W a matrix along the channels and s the activation. The result is that of the
-    parts; the field is read and written fewer times.
+    K is `spectral_conv` on the grid of x, W a matrix along the channels and s the activation. With a perceptron
+    M(v) = W2 gelu(W1 v + b1) + b2 along the channels and a gate g, the layer goes on to s(M(v) + g x) (Kossaifi et al.
+    2023). The result is that of the parts; the field is read and written fewer times.
 
     Args:
         x: (batch, in_channels, *grid).
@@ -77,9 +80,11 @@ def fourier_block(
         skip: W (out_channels, in_channels).
         bias: b (out_channels,).
         activation: "gelu" (exact, by the error function) or None.
+        perceptron: W1 (hidden, out_channels), b1 (hidden,), W2 (out_channels, hidden) and b2 (out_channels,).
+        gate: g (out_channels,), with the perceptron; in_channels is out_channels then.
 
     Returns:
-        v (batch, out_channels, *grid); on a CPU with the channels last in memory where x has them last.
+        (batch, out_channels, *grid).
 
     Raises:
         ValueError, TypeError: as `spectral_conv`, and where skip, bias or activation do not fit.
@@ -103,7 +108,26 @@ def fourier_block(
         )
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; choose one of {ACTIVATIONS}, or apply your own to None.")
-    return choose(BACKENDS, call, backend).block(x, weight, call, skip, bias, activation)
+    chosen = choose(BACKENDS, call, backend)
+    if perceptron is None and gate is None:
+        return chosen.block(x, weight, call, skip, bias, activation)
+    if perceptron is None or gate is None or c_in != c_out:
+        raise ValueError(
+            f"the layer maps {c_in} channels to {c_out}, with perceptron {'' if perceptron else 'not '}given and gate "
+            f"{'not ' if gate is None else ''}given; give both, to a layer with as many channels out as in, or neither."
+        )
+    w1, b1, w2, b2 = perceptron
+    layer = getattr(chosen, "layer", None)
+    if layer is None or len({part.dtype for part in (weight, *perceptron, gate)}) > 1:
+        v = chosen.block(x, weight, call, skip, bias, activation)
+        return channel_mlp(v, (w1, w2), (b1, b2), beside=x, gate=gate, activation=activation)
+    shapes = [tuple(part.shape) for part in (*perceptron, gate)]
+    if shapes != [(len(w1), c_out), (len(w1),), (c_out, len(w1)), (c_out,), (c_out,)]:
+        raise ValueError(
+            f"perceptron and gate have shapes {shapes}, but the layer has {c_out} channels: expected (hidden, {c_out}), (hidden,), "
+            f"({c_out}, hidden), ({c_out},) and ({c_out},)."
+        )
+    return layer(x, weight, call, skip, bias, activation, (*perceptron, gate))
 
 
 def channel_mlp(

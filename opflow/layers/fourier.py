@@ -69,10 +69,13 @@ class FourierLayer(nn.Module):
 
     def forward(self, v: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
-        y = self._fused(v) if self._can_fuse() else self._by_parts(v)
+        can_fuse, can_fuse_mlp = self._can_fuse(), self._can_fuse_mlp()
+        if can_fuse and can_fuse_mlp and self.conv.in_channels == self.conv.out_channels:
+            return self._fused(v, whole=True)
+        y = self._fused(v) if can_fuse else self._by_parts(v)
         if self.channel_mlp is None:
             return y
-        if self._can_fuse_mlp():
+        if can_fuse_mlp:
             mlp, gate = cast(ChannelMLP, self.channel_mlp), cast(SoftGate, self.channel_mlp_skip)
             check_field(v, gate.weight.shape[0], None, gate.weight, "SoftGate")
             return mlp.with_skip(y, v, gate.weight, gate.bias, self._activation_name())
@@ -112,12 +115,16 @@ class FourierLayer(nn.Module):
     def _activation_name(self) -> str | None:
         return None if type(self.activation) is nn.Identity else "gelu"
 
-    def _fused(self, v: Field) -> Field:
+    def _fused(self, v: Field, *, whole: bool = False) -> Field:
         conv, skip = self.conv, cast(ChannelLinear, self.skip)
         check_field(v, conv.in_channels, len(conv.n_modes), skip.weight, "FourierLayer")
         biases = [part.bias for part in (conv, skip) if part.bias is not None]
         bias = sum(biases[1:], biases[0]) if biases else skip.weight.new_zeros(skip.out_channels)
+        perceptron = gate = None
+        if whole:
+            mlp, soft = cast(ChannelMLP, self.channel_mlp), cast(SoftGate, self.channel_mlp_skip)
+            perceptron, gate = mlp.arrays(soft.bias), soft.weight
         return fourier_block(
             v, conv.dense_weight(), conv.n_modes, skip.weight, bias,
-            activation=self._activation_name(), backend=conv.backend,
+            activation=self._activation_name(), backend=conv.backend, perceptron=perceptron, gate=gate,
         )  # fmt: skip

@@ -122,18 +122,21 @@ class ChannelMLP(nn.Module):
             and not is_watched(*self.linears, self.activation)
         )
 
+    def arrays(self, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """W1, b1, W2 and b2 (+ `bias`) of M(x) = W2 gelu(W1 x + b1) + b2; only if `is_fusible`."""
+        first, last = (cast(ChannelLinear, linear) for linear in self.linears)
+        b1, b2 = cast(Tensor, first.bias), cast(Tensor, last.bias)
+        return first.weight, b1, last.weight, b2 if bias is None else b2 + bias
+
     def with_skip(
         self, x: Field, beside: Field | None = None, gate: Tensor | None = None, bias: Tensor | None = None,
         activation: str | None = None,
     ) -> Field:  # fmt: skip
         """s(M(x) + g v + b) in one pass over the field, see `functional.channel_mlp`; only if `is_fusible`."""
-        first, last = (cast(ChannelLinear, linear) for linear in self.linears)
+        first = cast(ChannelLinear, self.linears[0])
         check_field(x, first.in_channels, None, first.weight, "ChannelMLP")
-        b1, b2 = cast(Tensor, first.bias), cast(Tensor, last.bias)
-        return channel_mlp(
-            x, (first.weight, last.weight), (b1, b2 if bias is None else b2 + bias),
-            beside=beside, gate=gate, activation=activation,
-        )  # fmt: skip
+        w1, b1, w2, b2 = self.arrays(bias)
+        return channel_mlp(x, (w1, w2), (b1, b2), beside=beside, gate=gate, activation=activation)
 
 
 def is_exact_gelu(module: nn.Module) -> bool:

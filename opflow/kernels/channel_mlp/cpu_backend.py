@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opflow.kernels.channel_mlp import cpu_kernel
 from opflow.kernels.channel_mlp.call import ChannelMLPCall
+from opflow.kernels.channel_mlp.gradients import perceptron_gradients
 
 INPUTS = "Tensor w1, Tensor b1, Tensor w2"
 torch.library.define(
@@ -96,16 +97,10 @@ def _gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None) -> tuple[Ten
     if g is not None:
         g = torch.ops.aten.gelu_backward(g, before) if ctx.gelu else g
         total = g if total is None else total + g
-    argument = torch.einsum("hi,bip->bhp", w1, x) + b1[:, None]
-    hidden = torch.ops.aten.gelu_backward(torch.einsum("oh,bop->bhp", w2, total), argument)
     g_beside = g_gate = None
     if beside is not None:
         g_beside, g_gate = total * gate[:, None], (total * beside).sum((0, 2))
-    return (
-        torch.einsum("hi,bhp->bip", w1, hidden), torch.einsum("bhp,bip->hi", hidden, x), hidden.sum((0, 2)),
-        torch.einsum("bop,bhp->oh", total, torch.nn.functional.gelu(argument)), total.sum((0, 2)),
-        g_beside, g_gate, None, None,
-    )  # fmt: skip
+    return *perceptron_gradients(total, x, w1, b1, w2), g_beside, g_gate, None, None
 
 
 torch.library.register_autograd("opflow::channel_mlp", _gradients, setup_context=_remember)

@@ -7,6 +7,7 @@ to write it and read it back.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,53 @@ from opflow.kernels.cpu_products import channel_product, product, samples_per_pi
 aten = torch.ops.aten
 # A piece of the field and its hidden layer stay in the second-level cache.
 PIECE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """M(u) = W2 gelu(W1 u + b1), without its last bias, of pieces (samples, channel, points)."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+
+    def argument(self, u: Tensor) -> Tensor:
+        """W1 u + b1"""
+        return channel_product(self.w1, u).add_(self.b1[:, None])
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """M(u), new memory"""
+        hidden = self.argument(u)
+        return channel_product(self.w2, aten.gelu.out(hidden, out=hidden))
+
+    def gradients(self) -> PerceptronGradients:
+        """Zeros, to which every piece adds its share."""
+        return PerceptronGradients(
+            self, self.w1.new_zeros(self.w1.shape), self.b1.new_zeros(self.b1.shape),
+            self.w2.new_zeros(self.w2.shape), self.w2.new_zeros(len(self.w2)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PerceptronGradients:
+    """The gradients of W1, b1, W2 and b2, summed over the pieces."""
+
+    perceptron: Perceptron
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+    def add(self, g: Tensor, u: Tensor) -> Tensor:
+        """Add the share of a piece with input `u` and gradient `g` of M(u) + b2; return the gradient of u."""
+        argument = self.perceptron.argument(u)
+        add_outer_product(self.w2, g, aten.gelu(argument))
+        self.b2.add_(g.sum((0, 2)))
+        hidden = channel_product(self.perceptron.w2.t(), g)
+        aten.gelu_backward.grad_input(hidden, argument, grad_input=hidden)
+        add_outer_product(self.w1, hidden, u)
+        self.b1.add_(hidden.sum((0, 2)))
+        return channel_product(self.perceptron.w1.t(), hidden)
 
 
 def forward(
@@ -32,13 +80,12 @@ def forward(
     """s(W2 gelu(W1 x + b1) + b2 + g v) (batch, out, points); if `keep` and `gelu`, also what s was applied to."""
     y = x.new_empty(len(x), len(w2), x.shape[2])
     before = torch.empty_like(y) if keep and gelu else x.new_empty(0)
+    perceptron = Perceptron(w1, b1, w2)
     for piece in _pieces(x, w1, w2):
-        hidden = channel_product(w1, x[piece]).add_(b1[:, None])
-        aten.gelu.out(hidden, out=hidden)
-        total = channel_product(w2, hidden)
+        total = perceptron(x[piece])
         target = (before if before.numel() else y)[piece]
         if beside is not None and gate is not None:
-            total = total.addcmul_(gate[:, None], beside[piece])
+            total.addcmul_(gate[:, None], beside[piece])
         torch.add(total, b2[:, None], out=target)
         if gelu:
             aten.gelu.out(target, out=y[piece])
@@ -57,27 +104,17 @@ def backward(
     gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of x, W1, b1, W2, b2, v and g from that of the result."""
-    g_w1, g_b1, g_w2, g_b2 = (g.new_zeros(shape) for shape in (w1.shape, b1.shape, w2.shape, w2.shape[:1]))
-    g_x = torch.empty_like(x)
+    gradients, g_x = Perceptron(w1, b1, w2).gradients(), torch.empty_like(x)
     g_beside = g_gate = None
     if beside is not None and gate is not None:
         g_beside, g_gate = torch.empty_like(g), torch.zeros_like(gate)
-    w1_t, w2_t = w1.t(), w2.t()
     for piece in _pieces(x, w1, w2):
-        # The hidden layer again.
-        argument = channel_product(w1, x[piece]).add_(b1[:, None])
         total = aten.gelu_backward(g[piece], before[piece]) if gelu else g[piece]
-        _add_outer_product(g_w2, total, aten.gelu(argument))
-        g_b2 += total.sum((0, 2))
         if beside is not None and gate is not None and g_beside is not None and g_gate is not None:
             torch.mul(total, gate[:, None], out=g_beside[piece])
-            g_gate += torch.einsum("bcp,bcp->c", total, beside[piece])
-        hidden = channel_product(w2_t, total)
-        aten.gelu_backward.grad_input(hidden, argument, grad_input=hidden)
-        _add_outer_product(g_w1, hidden, x[piece])
-        g_b1 += hidden.sum((0, 2))
-        g_x[piece] = channel_product(w1_t, hidden)
-    return g_x, g_w1, g_b1, g_w2, g_b2, g_beside, g_gate
+            g_gate += channel_dot(total, beside[piece])
+        g_x[piece] = gradients.add(total, x[piece])
+    return g_x, gradients.w1, gradients.b1, gradients.w2, gradients.b2, g_beside, g_gate
 
 
 def _pieces(x: Tensor, w1: Tensor, w2: Tensor) -> Iterator[tuple[slice, slice, slice]]:
@@ -91,7 +128,12 @@ def _pieces(x: Tensor, w1: Tensor, w2: Tensor) -> Iterator[tuple[slice, slice, s
             yield slice(first, first + samples), slice(None), slice(i * points // count, (i + 1) * points // count)
 
 
-def _add_outer_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+def add_outer_product(into: Tensor, left: Tensor, right: Tensor) -> None:
     """into += sum over samples and points of left right^T."""
     for a, b in zip(left, right, strict=True):
         into += product(a, b)
+
+
+def channel_dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of a b over samples and points, per channel, without a product field in between."""
+    return torch.einsum("bcp,bcp->c", a, b)

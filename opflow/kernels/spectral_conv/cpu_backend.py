@@ -30,13 +30,32 @@ class Cpu:
         """s(K x + W x + b) in the dtype of x."""
         return _layer(x, weight, call, skip, bias, activation == "gelu")
 
+    def layer(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        call: SpectralConvCall,
+        skip: Tensor,
+        bias: Tensor,
+        activation: str | None,
+        perceptron: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """s(M(s(K x + W x + b)) + g x) in the dtype of x; `perceptron` is W1, b1, W2, b2 and g."""
+        return _layer(x, weight, call, skip, bias, activation == "gelu", perceptron)
+
 
 def _layer(
-    x: Tensor, weight: Tensor, call: SpectralConvCall, skip: Tensor | None, bias: Tensor | None, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    call: SpectralConvCall,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    gelu: bool,
+    perceptron: tuple[Tensor | None, ...] = (None,) * 5,
 ) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         precision = torch.promote_types(x.dtype, torch.float32)
-        parts = [part if part is None else part.to(precision) for part in (x, weight, skip, bias)]
+        parts = [part if part is None else part.to(precision) for part in (x, weight, skip, bias, *perceptron)]
         keep = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
         shapes = (call.n_modes, call.in_shape, call.out_shape)
         return torch.ops.opflow.fourier_layer(*parts, *shapes, gelu, keep)[0].to(x.dtype)

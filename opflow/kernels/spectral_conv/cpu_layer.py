@@ -1,105 +1,166 @@
-"""A Fourier layer on a CPU, s(K x + W x + b), or its spectral convolution K alone: one pass forward, one backward.
+"""A Fourier layer on a CPU, whole or in part: one pass over the field forward, two backward.
 
-The spectra of all samples are mixed together; then each sample gets its inverse transform, its skip connection and its
-activation while it is in the cache. The bias enters as the coefficient of k = 0, at no cost. Temporaries are as large as
-a few samples, so the allocator hands the same memory out again and again; only results are as large as the field.
+    u = s(K x + W x + b),    y = s(M(u) + g x)      with M a perceptron along the channels
+
+The spectra of all samples are mixed together; then each sample gets its inverse transform, its skip connection, its
+activation and its perceptron while it is in the cache. The bias b enters as the coefficient of k = 0, at no cost.
+Temporaries are as large as a few samples, so the allocator hands the same memory out again and again; only results are
+as large as the field.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from opflow.kernels.cpu_products import channel_product, product, samples_per_piece
+from opflow.kernels.channel_mlp.cpu_kernel import Perceptron, add_outer_product, channel_dot
+from opflow.kernels.cpu_products import channel_product, samples_per_piece
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, chunks, synthesise, transform
+from opflow.kernels.spectral_conv.dft import TruncatedDFT
 from opflow.kernels.spectral_conv.mixing import complex_rows, complex_rows_adjoint
 
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What stands around the convolution; None where it does not. With a perceptron there is a skip and a gate."""
+
+    skip: Tensor | None = None
+    bias: Tensor | None = None
+    perceptron: Perceptron | None = None
+    last_bias: Tensor | None = None
+    gate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """One per input, in the order of the operator; None where there is none."""
+
+    x: Tensor
+    weight: Tensor
+    skip: Tensor | None
+    bias: Tensor
+    perceptron: tuple[Tensor, ...] = (None,) * 5  # type: ignore[assignment]
+
+
 def forward(
-    x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, call: SpectralConvCall, gelu: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The result (batch, out, *out_shape); if `keep`, also the pre-activation and the spectrum as `complex_rows`."""
+    x: Tensor, weight: Tensor, parts: Parts, call: SpectralConvCall, gelu: bool, keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The result (batch, out, *out_shape), and if `keep`, what the backward pass needs: the pre-activations of both
+    halves and the spectrum as `complex_rows`.
+    """
     x = x.contiguous()
     (batch, c_in), c_out = x.shape[:2], call.channels[1]
-    analysis, synthesis = call.analysis(), call.synthesis()
+    analysis, synthesis = transforms(call)
     rows = complex_rows(analyse(x.flatten(0, 1), analysis).unflatten(-1, (batch, c_in)).flatten(0, -4))
     mixed = torch.bmm(rows, _matrices(weight, call)).view(*analysis.modes, 2, batch, c_out)
-    if bias is not None:
-        mixed[(*_zero_mode(call), 0)] += bias
-    nothing = x.new_empty(0)
-    if skip is None and not gelu:
+    if parts.bias is not None:
+        mixed[(*_zero_mode(call), 0)] += parts.bias
+    if parts.skip is None and not gelu:
         y = synthesise(mixed.flatten(-2), synthesis).view(batch, c_out, *call.out_shape)
-        return y, nothing, rows if keep else nothing
+        return y, None, rows if keep else None, None
     y = x.new_empty(batch, c_out, *call.out_shape)
-    before = torch.empty_like(y) if keep and gelu else None
+    first = torch.empty_like(y) if keep and (gelu or parts.perceptron) else None
+    second = torch.empty_like(y) if keep and gelu and parts.perceptron else None
     inverse = transform(synthesis, x.dtype)
     for chunk in _samples(x, call):
         convolved = inverse.synthesise(mixed[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_out))
         for piece, part in _pieces(chunk, x, call):
-            target = (y if before is None else before)[piece]
-            if skip is None:
-                target.copy_(convolved[part])
+            # Where nothing is kept, the result's own memory holds what comes before it.
+            u = (y if first is None else first)[piece]
+            if parts.skip is None:
+                u.copy_(convolved[part])
             else:
-                field = channel_product(skip, x[piece].flatten(2)).view(target.shape)
-                torch.add(field, convolved[part], out=target)
+                field = channel_product(parts.skip, x[piece].flatten(2)).view(u.shape)
+                torch.add(field, convolved[part], out=u)
             if gelu:
-                aten.gelu.out(target, out=y[piece])
-    return y, nothing if before is None else before, rows if keep else nothing
+                u = aten.gelu.out(u, out=y[piece])
+            if parts.perceptron and parts.last_bias is not None and parts.gate is not None:
+                total = parts.perceptron(u.flatten(2)).addcmul_(parts.gate[:, None], x[piece].flatten(2))
+                target = (y if second is None else second)[piece]
+                torch.add(total, parts.last_bias[:, None], out=target.flatten(2))
+                if gelu:
+                    aten.gelu.out(target, out=y[piece])
+    return y, first, rows if keep else None, second
 
 
 def backward(
     g: Tensor,
     x: Tensor | None,
-    before: Tensor,
+    first: Tensor,
     rows: Tensor,
+    second: Tensor,
     weight: Tensor,
-    skip: Tensor | None,
+    parts: Parts,
     call: SpectralConvCall,
     gelu: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The gradients of x, weight, skip and bias from that of the result; `x` is needed where there is a skip."""
+) -> Gradients:
+    """All gradients from that of the result; `x` is needed where there is a skip."""
     g = g.contiguous()
     batch, (c_in, c_out) = len(g), call.channels
-    analysis, synthesis = call.analysis(), call.synthesis()
+    analysis, synthesis = transforms(call)
     shape = (batch, c_in, *call.in_shape)
-    g_skip = None if skip is None else torch.zeros_like(skip)
-    if skip is None and not gelu:
-        spectrum = analyse(g.flatten(0, 1), synthesis).unflatten(-1, (batch, c_out))
-    else:
-        total = torch.empty_like(g) if gelu else g
-        spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
-        forwards = transform(synthesis, g.dtype)
-        for chunk in _samples(g, call):
-            for piece, _ in _pieces(chunk, g, call):
-                if gelu:
-                    aten.gelu_backward.grad_input(g[piece], before[piece], grad_input=total[piece])
-                if x is not None and g_skip is not None:
-                    for gradient, field in zip(total[piece].flatten(2), x[piece].flatten(2), strict=True):
-                        g_skip += product(gradient, field)
-            planes = total[chunk].flatten(0, 1)
-            spectrum[..., chunk, :] = forwards.analyse(planes).unflatten(-1, (-1, c_out))
+    g_skip = None if parts.skip is None else torch.zeros_like(parts.skip)
+    g_mlp = None if parts.perceptron is None else parts.perceptron.gradients()
+    g_gate = None if parts.gate is None else torch.zeros_like(parts.gate)
+    g_x = g.new_empty(shape) if g_mlp is not None else None
+    total = torch.empty_like(g) if gelu or g_mlp is not None else g
+    spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
+    forwards = transform(synthesis, g.dtype)
+    for chunk in _samples(g, call):
+        for piece, _ in _pieces(chunk, g, call):
+            here = g[piece]
+            if g_mlp is not None and x is not None and g_x is not None and g_gate is not None and parts.gate is not None:
+                here = aten.gelu_backward(here, second[piece]) if gelu else here
+                flat, field = here.flatten(2), x[piece].flatten(2)
+                torch.mul(flat, parts.gate[:, None], out=g_x[piece].flatten(2))
+                g_gate += channel_dot(flat, field)
+                u = aten.gelu(first[piece]) if gelu else first[piece]
+                here = g_mlp.add(flat, u.flatten(2)).view(here.shape)
+            if gelu:
+                aten.gelu_backward.grad_input(here, first[piece], grad_input=total[piece])
+            elif g_mlp is not None:
+                total[piece] = here
+            if x is not None and g_skip is not None:
+                add_outer_product(g_skip, total[piece].flatten(2), x[piece].flatten(2))
+        planes = total[chunk].flatten(0, 1)
+        spectrum[..., chunk, :] = forwards.analyse(planes).unflatten(-1, (-1, c_out))
     g_bias = spectrum[(*_zero_mode(call), 0)].sum(0)
     g_mixed = spectrum.flatten(0, -4).flatten(1, 2)
-    g_weight = call.embedded_weight(torch.bmm(rows.mT, g_mixed).view(*analysis.modes, 2, c_in, c_out), weight.shape)
+    g_kept = torch.bmm(rows.mT, g_mixed).view(*analysis.modes, 2, c_in, c_out)
+    g_weight = call.embedded_weight(g_kept, weight.shape)
     g_rows = torch.bmm(g_mixed, _matrices(weight, call).mT)
     g_spectrum = complex_rows_adjoint(g_rows).view(*analysis.modes, 2, batch, c_in)
-    if skip is None:
-        return synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, g_bias
+    if parts.skip is None:
+        return Gradients(synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, g_bias)
+
+    beside = g_x
     # The gradient of a sample takes the place of that of its pre-activation, which is needed no longer.
-    g_x = total if gelu and c_in == c_out else g.new_empty(shape)
-    inverse, skip_t = transform(analysis, g.dtype), skip.t()
+    g_x = g_x if g_x is not None else total if gelu and c_in == c_out else g.new_empty(shape)
+    inverse, skip_t = transform(analysis, g.dtype), parts.skip.t()
     for chunk in _samples(g, call):
         convolved = inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
         for piece, part in _pieces(chunk, g, call):
             field = channel_product(skip_t, total[piece].flatten(2)).view(convolved[part].shape)
+            if beside is not None:
+                field += beside[piece]
             torch.add(field, convolved[part], out=g_x[piece])
-    return g_x, g_weight, g_skip, g_bias
+    if g_mlp is None or g_gate is None:
+        return Gradients(g_x, g_weight, g_skip, g_bias)
+    return Gradients(g_x, g_weight, g_skip, g_bias, (g_mlp.w1, g_mlp.b1, g_mlp.w2, g_mlp.b2, g_gate))
+
+
+@functools.lru_cache(maxsize=256)
+def transforms(call: SpectralConvCall) -> tuple[TruncatedDFT, TruncatedDFT]:
+    """The analysis and the synthesis of a call."""
+    return call.analysis(), call.synthesis()
 
 
 def _matrices(weight: Tensor, call: SpectralConvCall) -> Tensor:

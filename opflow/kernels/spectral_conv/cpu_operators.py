@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opflow.kernels.channel_mlp.cpu_kernel import Perceptron
+from opflow.kernels.channel_mlp.gradients import perceptron_gradients
 from opflow.kernels.spectral_conv import cpu_layer
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, synthesise
@@ -24,16 +26,20 @@ from opflow.kernels.spectral_conv.mixing import complex_rows_adjoint
 DFT = "int[] kept, float[] weights, bool mean"
 torch.library.define("opflow::truncated_dft", f"(Tensor x, {DFT}) -> Tensor")
 torch.library.define("opflow::truncated_dft_adjoint", f"(Tensor spectrum, int[] shape, {DFT}) -> Tensor")
-LAYER = "int[] n_modes, int[] in_shape, int[] out_shape, bool gelu"
+SHAPES = "int[] n_modes, int[] in_shape, int[] out_shape, bool gelu"
+PERCEPTRON = "Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, Tensor? gate"
 torch.library.define(
     "opflow::fourier_layer",
-    f"(Tensor x, Tensor weight, Tensor? skip, Tensor? bias, {LAYER}, bool keep) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor x, Tensor weight, Tensor? skip, Tensor? bias, {PERCEPTRON}, {SHAPES}, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "opflow::fourier_layer_backward",
-    f"(Tensor g, Tensor? x, Tensor before, Tensor rows, Tensor weight, Tensor? skip, {LAYER}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor g, Tensor? x, Tensor first, Tensor rows, Tensor second, Tensor weight, Tensor? skip,"
+    f" {PERCEPTRON}, {SHAPES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 ops = torch.ops.opflow
+gelu_backward = torch.ops.aten.gelu_backward
 
 
 def dft_arguments(dft: TruncatedDFT) -> tuple[list[int], list[float], bool]:
@@ -101,97 +107,123 @@ torch.library.register_autograd(
 # --- the fused layer ------------------------------------------------------------------------------------------------
 
 
+def _parts(skip: Tensor | None, bias: Tensor | None, perceptron: Sequence[Tensor | None]) -> cpu_layer.Parts:
+    w1, b1, w2, b2, gate = perceptron
+    if w1 is None or b1 is None or w2 is None:
+        return cpu_layer.Parts(skip, bias)
+    return cpu_layer.Parts(skip, bias, Perceptron(w1, b1, w2), b2, gate)
+
+
 @torch.library.impl("opflow::fourier_layer", "cpu")
-def _(
-    x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None,
-    n_modes: list[int], in_shape: list[int], out_shape: list[int], gelu: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return cpu_layer.forward(x, weight, skip, bias, _call(x, weight, n_modes, in_shape, out_shape), gelu, keep)
+def _(x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    perceptron, (n_modes, in_shape, out_shape, gelu, keep) = rest[:5], rest[5:]
+    call = _call(x, weight, n_modes, in_shape, out_shape)
+    results = cpu_layer.forward(x, weight, _parts(skip, bias, perceptron), call, gelu, keep)
+    return tuple(x.new_empty(0) if part is None else part for part in results)
 
 
 @torch.library.impl("opflow::fourier_layer_backward", "cpu")
 def _(
-    g: Tensor, x: Tensor | None, before: Tensor, rows: Tensor, weight: Tensor, skip: Tensor | None,
-    n_modes: list[int], in_shape: list[int], out_shape: list[int], gelu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, second: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    perceptron, (n_modes, in_shape, out_shape, gelu) = rest[:5], rest[5:]
     call = _call(g, weight, n_modes, in_shape, out_shape)
-    g_x, g_weight, g_skip, g_bias = cpu_layer.backward(g, x, before, rows, weight, skip, call, gelu)
-    return g_x, g_weight, g.new_empty(0) if g_skip is None else g_skip, g_bias
+    found = cpu_layer.backward(g, x, first, rows, second, weight, _parts(skip, None, perceptron), call, gelu)
+    gradients = (found.x, found.weight, found.skip, found.bias, *found.perceptron)
+    return tuple(g.new_empty(0) if part is None else part for part in gradients)
 
 
 @torch.library.register_fake("opflow::fourier_layer")
-def _(
-    x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None,
-    n_modes: list[int], in_shape: list[int], out_shape: list[int], gelu: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    w1, (n_modes, in_shape, out_shape, gelu, keep) = rest[0], rest[5:]
     call = _call(x, weight, n_modes, in_shape, out_shape)
-    batch, (c_in, c_out) = x.shape[0], call.channels
-    y = x.new_empty(batch, c_out, *call.out_shape)
     modes = 1
     for m in call.analysis().modes:
         modes *= m
+    y, nothing = x.new_empty(x.shape[0], call.channels[1], *call.out_shape), x.new_empty(0)
     return (
         y,
-        torch.empty_like(y) if keep and gelu else x.new_empty(0),
-        x.new_empty(modes, 2 * batch, 2 * c_in) if keep else x.new_empty(0),
+        torch.empty_like(y) if keep and (gelu or w1 is not None) else nothing,
+        x.new_empty(modes, 2 * x.shape[0], 2 * call.channels[0]) if keep else x.new_empty(0),
+        torch.empty_like(y) if keep and gelu and w1 is not None else x.new_empty(0),
     )
 
 
 @torch.library.register_fake("opflow::fourier_layer_backward")
 def _(
-    g: Tensor, x: Tensor | None, before: Tensor, rows: Tensor, weight: Tensor, skip: Tensor | None,
-    n_modes: list[int], in_shape: list[int], out_shape: list[int], gelu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    c_in, c_out = weight.shape[-2:]
-    return (
-        g.new_empty(g.shape[0], c_in, *in_shape),
-        torch.empty_like(weight),
-        g.new_empty(0) if skip is None else torch.empty_like(skip),
-        g.new_empty(c_out),
-    )
+    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, second: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    perceptron, (_, in_shape, _, _) = rest[:5], rest[5:]
+    like = [g.new_empty(0) if part is None else part.new_empty(part.shape) for part in (skip, *perceptron)]
+    g_bias = g.new_empty(weight.shape[-1])
+    g_x = g.new_empty(g.shape[0], weight.shape[-2], *in_shape)
+    return g_x, weight.new_empty(weight.shape), like[0], g_bias, *like[1:]
 
 
-def _remember_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, skip, bias, *ctx.layer, _ = inputs
+def _remember_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, skip, bias = inputs[:4]
+    perceptron, ctx.shapes = inputs[4:9], inputs[9:13]
     ctx.set_materialize_grads(False)
     ctx.has_bias = bias is not None
     # Without a skip the spectrum is all that the gradients need of x.
-    ctx.save_for_backward(None if skip is None else x, weight, skip, output[1], output[2])
+    ctx.save_for_backward(None if skip is None else x, weight, skip, *output[1:], *perceptron)
 
 
-def _layer_gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None, g_rows: Tensor | None) -> tuple[Any, ...]:
-    x, weight, skip, before, rows = ctx.saved_tensors
-    n_modes, in_shape, out_shape, gelu = ctx.layer
+def _layer_gradients(
+    ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
+) -> tuple[Any, ...]:
+    x, weight, skip, first, rows, second, *perceptron = ctx.saved_tensors
+    gelu = ctx.shapes[-1]
+    # What is not there has no gradient.
+    g_first = g_first if gelu or perceptron[0] is not None else None
+    g_second = g_second if gelu and perceptron[0] is not None else None
     rest = (None,) * 5
-    g_before = g_before if gelu else None  # what is not there has no gradient
-    if g_before is None and g_rows is None and g is not None and not torch.is_grad_enabled():
-        g_x, g_weight, g_skip, g_bias = ops.fourier_layer_backward(g, x, before, rows, weight, skip, *ctx.layer)
-        return g_x, g_weight, None if skip is None else g_skip, g_bias if ctx.has_bias else None, *rest
-    # Under differentiation: the same gradients from operators that know their own derivatives.
+    if g is not None and all(part is None for part in (g_first, g_rows, g_second)) and not torch.is_grad_enabled():
+        gradients = ops.fourier_layer_backward(g, x, first, rows, second, weight, skip, *perceptron, *ctx.shapes)
+        given = (True, True, skip is not None, ctx.has_bias, *(part is not None for part in perceptron))
+        return *(part if there else None for part, there in zip(gradients, given, strict=True)), *rest
+    return *_differentiable_gradients(ctx, g, g_first, g_rows, g_second), *rest
+
+
+def _differentiable_gradients(
+    ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The same gradients from operators that know their own derivatives, for derivatives of higher order."""
+    x, weight, skip, first, rows, second, w1, b1, w2, b2, gate = ctx.saved_tensors
+    n_modes, in_shape, out_shape, gelu = ctx.shapes
     call = _call(weight, weight, n_modes, in_shape, out_shape)
-    total = g_before
-    if g is not None:
-        g = torch.ops.aten.gelu_backward(g, before) if gelu else g
-        total = g if total is None else total + g
-    g_x = g_weight = g_skip = g_bias = None
+    g_x: Tensor | None = None
+    g_mlp: tuple[Tensor | None, ...] = (None,) * 5
+    if w1 is not None:
+        total = _sum(gelu_backward(g, second) if gelu and g is not None else g, g_second)
+        g = None
+        if total is not None:
+            flat, u = total.flatten(2), (torch.nn.functional.gelu(first) if gelu else first).flatten(2)
+            g_u, *gradients = perceptron_gradients(flat, u, w1, b1, w2)
+            g_mlp = (*gradients, (flat * x.flatten(2)).sum((0, 2)))
+            g_x = total * gate.view(-1, *[1] * len(in_shape))
+            g = g_u.view(first.shape)
+    total = _sum(gelu_backward(g, first) if gelu and g is not None else g, g_first)
+    g_weight = g_skip = g_bias = None
     if total is not None:
         spectrum = ops.truncated_dft(total, *dft_arguments(call.synthesis())).flatten(0, -4).flatten(1, 2)
         kept = call.kept_weight(weight)
-        more = torch.bmm(spectrum, kept.flatten(0, -4).flatten(1, 2).mT)
-        g_rows = more if g_rows is None else g_rows + more
+        g_rows = _sum(torch.bmm(spectrum, kept.flatten(0, -4).flatten(1, 2).mT), g_rows)
         g_weight = call.embedded_weight(torch.bmm(rows.mT, spectrum).view(kept.shape), weight.shape)
         if skip is not None:
             g_skip = torch.einsum("bop,bip->oi", total.flatten(2), x.flatten(2))
+            g_x = _sum(torch.einsum("oi,bop->bip", skip, total.flatten(2)).unflatten(2, tuple(in_shape)), g_x)
         if ctx.has_bias:
             g_bias = total.flatten(2).sum((0, 2))
     if g_rows is not None:
         g_spectrum = complex_rows_adjoint(g_rows)
         g_spectrum = g_spectrum.view(*call.analysis().modes, *g_spectrum.shape[1:])
-        g_x = ops.truncated_dft_adjoint(g_spectrum, in_shape, *dft_arguments(call.analysis()))
-    if total is not None and skip is not None:
-        through = torch.einsum("oi,bop->bip", skip, total.flatten(2)).unflatten(2, tuple(in_shape))
-        g_x = through if g_x is None else g_x + through
-    return g_x, g_weight, g_skip, g_bias, *rest
+        g_x = _sum(ops.truncated_dft_adjoint(g_spectrum, in_shape, *dft_arguments(call.analysis())), g_x)
+    return g_x, g_weight, g_skip, g_bias, *g_mlp
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 torch.library.register_autograd("opflow::fourier_layer", _layer_gradients, setup_context=_remember_layer)
