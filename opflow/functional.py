@@ -170,7 +170,12 @@ def channel_mlp(
     if (beside is None) != (gate is None) or (
         beside is not None
         and gate is not None
-        and (beside.shape[0] != x.shape[0] or beside.shape[1] != c_out or beside.shape[2:] != grid or gate.shape[0] != c_out)
+        and (
+            beside.shape[0] != x.shape[0]
+            or beside.shape[1] != c_out
+            or beside.shape[2:] != grid
+            or gate.shape[0] != c_out
+        )
     ):
         given = [None if part is None else tuple(part.shape) for part in (beside, gate)]
         raise ValueError(

@@ -20,7 +20,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     processor has, where MKL chooses by the maker's name (measured on an AMD processor with AVX-512: 1.4 to 2.4 times as
     fast).
     """
-    if x.dtype == torch.float32 and 0 < x.shape[1] <= LONGEST_SUM and len(x) and len(weight) and torch.backends.mkldnn.enabled:
+    if (
+        x.dtype == torch.float32
+        and 0 < x.shape[1] <= LONGEST_SUM
+        and len(x)
+        and len(weight)
+        and torch.backends.mkldnn.enabled
+    ):
         onednn = _onednn_linear()
         if onednn is not None:
             if not weight.is_contiguous() and not weight.t().is_contiguous():

@@ -128,6 +128,45 @@ def test_a_block_refuses_in_a_sentence(change, sentence) -> None:
         fourier_block(torch.zeros(2, 3, 8), torch.zeros(3, 2, 3, 5), (4,), torch.zeros(5, 3).double(), torch.zeros(5))
 
 
+@blocks
+@pytest.mark.parametrize("activation", ["gelu", None])
+@pytest.mark.parametrize(("shape", "n_modes"), [((9,), (4,)), ((6, 7), (4, 5)), ((4, 3, 5), (3, 3, 4))], ids=str)
+def test_a_block_with_a_perceptron_equals_its_parts(backend, shape, n_modes, activation) -> None:
+    """Value, first and second derivatives of s(M(s(K x + W x + b)) + g x)."""
+    parts = block_parts(shape, n_modes, 2, 2)
+    name = block_of(backend, parts, n_modes)
+    parts += [torch.randn(size, dtype=torch.float64) for size in ((3, 2), (3,), (2, 3), (2,), (2,))]
+    leaves = [part.requires_grad_() for part in parts]
+
+    def whole(x, weight, skip, bias, w1, b1, w2, b2, gate) -> Tensor:
+        return fourier_block(
+            x, weight, n_modes, skip, bias, activation=activation, perceptron=(w1, b1, w2, b2), gate=gate, backend=name
+        )
+
+    def in_parts(x, weight, skip, bias, w1, b1, w2, b2, gate) -> Tensor:
+        return mlp_by_parts(by_parts(x, weight, skip, bias, n_modes, activation), w1, w2, b1, b2, x, gate, activation)
+
+    y, expected = whole(*leaves), in_parts(*leaves)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    g = torch.randn_like(expected)
+    pairs = zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    with torch.no_grad():
+        assert torch.equal(whole(*leaves), y)
+    if len(shape) == 2 and name != "triton":
+        assert torch.autograd.gradgradcheck(whole, leaves, fast_mode=True)
+
+
+def test_a_perceptron_without_a_gate_is_refused() -> None:
+    x, weight, skip, bias = block_parts((6, 5), (4, 4), 2, 2)
+    mlp = tuple(torch.zeros(size, dtype=torch.float64) for size in ((3, 2), (3,), (2, 3), (2,)))
+    with pytest.raises(ValueError, match="gate not given; give both"):
+        fourier_block(x, weight, (4, 4), skip, bias, perceptron=mlp)
+    with pytest.raises(ValueError, match=r"perceptron and gate have shapes .*expected \(hidden, 2\)"):
+        fourier_block(x, weight, (4, 4), skip, bias, perceptron=(*mlp[:3], bias[:1]), gate=bias)
+
+
 # --- the perceptron along the channels ------------------------------------------------------------------------------
 
 
@@ -171,7 +210,9 @@ def test_a_perceptron_equals_its_parts(backend, beside, activation, points, dtyp
     assert (y.double() - expected).abs().max() <= tolerance * expected.abs().max()
     g = torch.randn_like(expected)
     leaves = [[p for p in ps if p is not None] for ps in (parts, exact)]
-    pairs = zip(torch.autograd.grad(y, leaves[0], g.to(dtype)), torch.autograd.grad(expected, leaves[1], g), strict=True)
+    pairs = zip(
+        torch.autograd.grad(y, leaves[0], g.to(dtype)), torch.autograd.grad(expected, leaves[1], g), strict=True
+    )
     for ours, theirs in pairs:
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
 

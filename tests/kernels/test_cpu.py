@@ -15,7 +15,17 @@ from opflow.kernels.spectral_conv.cpu_operators import dft_arguments
 from opflow.kernels.spectral_conv.cpu_transform import FftTransform, MatrixTransform, analyse, synthesise
 from opflow.layers import ChannelLinear, ChannelMLP, FourierLayer, SoftGate, SpectralConv
 
-GRIDS = [((9,), (6,)), ((320,), (6,)), ((326,), (320,)), ((3, 480), (2, 6)), ((8,), (8,)), ((6, 7), (4, 5)), ((8, 8), (8, 8)), ((7, 6), (9, 12)), ((4, 5, 6), (4, 3, 6))]
+GRIDS = [
+    ((9,), (6,)),
+    ((320,), (6,)),
+    ((326,), (320,)),
+    ((3, 480), (2, 6)),
+    ((8,), (8,)),
+    ((6, 7), (4, 5)),
+    ((8, 8), (8, 8)),
+    ((7, 6), (9, 12)),
+    ((4, 5, 6), (4, 3, 6)),
+]
 grids = pytest.mark.parametrize(("shape", "n_modes"), GRIDS, ids=str)
 
 
@@ -82,14 +92,16 @@ def test_operators_pass_pytorchs_own_checks() -> None:
     ops, arguments = torch.ops.opflow, dft_arguments(call.analysis())
     torch.library.opcheck(ops.truncated_dft.default, (x.requires_grad_(), *arguments))
     torch.library.opcheck(ops.truncated_dft_adjoint.default, (spectrum.requires_grad_(), [6, 5], *arguments))
-    weight, skip, bias = (
-        torch.randn(s, dtype=f64, requires_grad=True) for s in ((4, 3, 2, 3, 3), (3, 3), (3,))
-    )
-    for given in ((skip, bias), (None, None)):
-        layer = (x, weight, *given, [4, 4], [6, 5], [6, 5], given[0] is not None, True)
+    weight, skip, bias = (torch.randn(s, dtype=f64, requires_grad=True) for s in ((4, 3, 2, 3, 3), (3, 3), (3,)))
+    w1, b1, w2, b2 = (torch.randn(s, dtype=f64, requires_grad=True) for s in ((4, 3), (4,), (3, 4), (3,)))
+    gate, nothing = bias.detach().clone().requires_grad_(), (None,) * 5
+    for skip_and_bias, perceptron, gelu in (
+        ((None, None), nothing, False), ((skip, bias), nothing, True),
+        ((skip, bias), (w1, b1, w2, b2, gate), True), ((skip, bias), (w1, b1, w2, b2, gate), False),
+    ):  # fmt: skip
+        layer = (x, weight, *skip_and_bias, *perceptron, [4, 4], [6, 5], [6, 5], gelu, True)
         torch.library.opcheck(ops.fourier_layer.default, layer)
     points = torch.randn(2, 3, 30, dtype=f64, requires_grad=True)
-    w1, b1, w2, b2 = (torch.randn(s, dtype=f64, requires_grad=True) for s in ((4, 3), (4,), (3, 4), (3,)))
     for given in ((points.detach().clone().requires_grad_(), bias), (None, None)):
         torch.library.opcheck(ops.channel_mlp.default, (points, w1, b1, w2, b2, *given, True, True))
 
@@ -172,3 +184,26 @@ def test_a_hook_is_called_though_the_layer_is_fused(watched) -> None:
     getattr(layer, watched).register_forward_hook(lambda module, given, result: seen.append(result))
     torch.testing.assert_close(layer(x), expected)
     assert seen
+
+
+def test_parts_of_another_kind_run_one_by_one() -> None:
+    """ReLU, a norm, tanh-GELU, a perceptron of three maps: the same layer by parts, to rounding where it can be compared."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+
+    def layer(**kinds) -> FourierLayer:
+        torch.manual_seed(1)
+        return FourierLayer(SpectralConv(3, 3, (4, 4)), ChannelLinear(3, 3), **kinds)
+
+    for kinds in (
+        {"activation": torch.nn.ReLU()},
+        {"norm": torch.nn.GroupNorm(1, 3)},
+        {"activation": torch.nn.GELU("tanh")},
+    ):
+        made = layer(**kinds)
+        y = made.conv(x) + made.skip(x)
+        y = y if made.norm is None else made.norm(y)
+        assert torch.equal(made(x), made.activation(y))
+    deep = layer(channel_mlp=ChannelMLP(3, 3, n_layers=3), channel_mlp_skip=SoftGate(3))
+    u = deep.activation(deep.conv(x) + deep.skip(x))
+    torch.testing.assert_close(deep(x), deep.activation(deep.channel_mlp(u) + deep.channel_mlp_skip(x)))

@@ -22,6 +22,7 @@ torch.library.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 ops = torch.ops.opflow
+gelu_backward = torch.ops.aten.gelu_backward
 
 
 class Cpu:
@@ -93,10 +94,10 @@ def _gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None) -> tuple[Ten
         gradients = ops.channel_mlp_backward(g, x, before, w1, b1, w2, beside, gate, ctx.gelu)
         return *(gradients if beside is not None else (*gradients[:5], None, None)), None, None
     # Under differentiation: the same gradients from operations that know their own derivatives.
-    total = g_before
-    if g is not None:
-        g = torch.ops.aten.gelu_backward(g, before) if ctx.gelu else g
-        total = g if total is None else total + g
+    parts = [
+        part for part in (g_before, g if g is None or not ctx.gelu else gelu_backward(g, before)) if part is not None
+    ]
+    total = sum(parts[1:], parts[0])
     g_beside = g_gate = None
     if beside is not None:
         g_beside, g_gate = total * gate[:, None], (total * beside).sum((0, 2))

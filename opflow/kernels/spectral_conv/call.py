@@ -80,7 +80,9 @@ class SpectralConvCall:
         if any(n < 1 for n in in_shape) or any(n < 1 for n in out_shape):
             raise ValueError(f"the grid is {in_shape} and the output {out_shape}; every axis needs at least one point.")
         channels = (x.shape[1], weight.shape[-1])
-        return SpectralConvCall(n_modes, in_shape, out_shape, channels, x.dtype, x.device, only_plain_operations(x, weight))
+        return SpectralConvCall(
+            n_modes, in_shape, out_shape, channels, x.dtype, x.device, only_plain_operations(x, weight)
+        )
 
     def kept(self, axis: int) -> tuple[int, int]:
         """The frequencies lowest .. highest that the weight, the input grid and the output grid all have."""

@@ -117,7 +117,13 @@ def backward(
     for chunk in _samples(g, call):
         for piece, _ in _pieces(chunk, g, call):
             here = g[piece]
-            if g_mlp is not None and x is not None and g_x is not None and g_gate is not None and parts.gate is not None:
+            if (
+                g_mlp is not None
+                and x is not None
+                and g_x is not None
+                and g_gate is not None
+                and parts.gate is not None
+            ):
                 here = aten.gelu_backward(here, second[piece]) if gelu else here
                 flat, field = here.flatten(2), x[piece].flatten(2)
                 torch.mul(flat, parts.gate[:, None], out=g_x[piece].flatten(2))

@@ -189,7 +189,7 @@ def _differentiable_gradients(
     ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The same gradients from operators that know their own derivatives, for derivatives of higher order."""
-    x, weight, skip, first, rows, second, w1, b1, w2, b2, gate = ctx.saved_tensors
+    x, weight, skip, first, rows, second, w1, b1, w2, _, gate = ctx.saved_tensors
     n_modes, in_shape, out_shape, gelu = ctx.shapes
     call = _call(weight, weight, n_modes, in_shape, out_shape)
     g_x: Tensor | None = None
