@@ -16,20 +16,24 @@ from opflow.typing import Field, check_field
 class SoftGate(nn.Module):
     """x -> w x + b with one w and one b per channel; starts as the identity.
 
+    Args:
+        bias: without it, x -> w x: beside a map that ends in a bias of its own.
+
     >>> SoftGate(3)(torch.ones(2, 3, 4)).sum()
     tensor(24., grad_fn=<SumBackward0>)
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Field) -> Field:
         """(batch, channel, *grid) -> the same"""
         check_field(x, self.weight.shape[0], None, self.weight, "SoftGate")
         shape = (-1, *[1] * (x.ndim - 2))
-        return torch.addcmul(self.bias.view(shape), self.weight.view(shape), x)
+        weight = self.weight.view(shape)
+        return weight * x if self.bias is None else torch.addcmul(self.bias.view(shape), weight, x)
 
 
 class FourierLayer(nn.Module):

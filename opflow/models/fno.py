@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import nn
 
 from opflow.layers.embedding import DomainPadding, GridEmbedding, as_layout
@@ -174,16 +173,9 @@ def _skip(kind: str | None, channels: int, *, bias: bool) -> nn.Module | None:
         # Beside the spectral convolution its bias serves both, at no cost: it is added inside the matrix product.
         return ChannelLinear(channels, channels, bias=bias)
     if kind == "soft-gating":
-        return _gate(channels)
+        # What it is added to ends in a bias: a second one in the same place would be no new function.
+        return SoftGate(channels, bias=False)
     return nn.Identity() if kind == "identity" else None
-
-
-def _gate(channels: int) -> SoftGate:
-    gate = SoftGate(channels)
-    # What it is added to ends in a bias: a second one in the same place would be no new function.
-    del gate.bias
-    gate.register_buffer("bias", torch.zeros(channels), persistent=False)
-    return gate
 
 
 def _channel_mlp(width: float | str | None, channels: int) -> nn.Module | None:
