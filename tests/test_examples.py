@@ -111,3 +111,10 @@ def test_help_is_quick(script: Path, tmp_path: Path) -> None:
             break
     assert min(costs) < 0.5, costs
     assert not list(tmp_path.iterdir())
+
+
+def test_spectral_backends_agree_with_the_reference(tmp_path: Path) -> None:
+    main = example("spectral_backends").main
+    error = main(sizes=(24, 25), modes=(4, 24), grid=24, channels=2, rounds=1, out=tmp_path)
+    assert 0 < error < 5e-7
+    assert is_drawn(tmp_path / "backends.png")

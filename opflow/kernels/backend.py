@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ class Backend(Protocol[CallT]):
 
 
 BackendT = TypeVar("BackendT", bound=Backend)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
 
 
 def choose(backends: Sequence[BackendT], call: object, name: str | None = None) -> BackendT:
@@ -57,6 +58,15 @@ def explain(backends: Sequence[Backend], call: object) -> str:
             chosen = True
         clauses.append(f"{backend.name}: {reason}")
     return "; ".join(clauses)
+
+
+def constant_when_compiled(function: FunctionT) -> FunctionT:
+    """Mark a function whose result the compiler may take as a constant: `torch.compiler.assume_constant_result`.
+
+    That decorator imports the compiler, a second of work at `import opflow`; the mark is all that it leaves.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def only_plain_operations(*tensors: Tensor) -> str | None:

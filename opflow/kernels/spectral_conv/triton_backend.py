@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from opflow.kernels.backend import constant_when_compiled
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.triton_queue import INTERPRETED
 from opflow.kernels.spectral_conv.triton_tables import tables
@@ -21,7 +22,7 @@ FREQUENCIES = 64
 FFT_ABOVE = 1.0
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def device_refusal(index: int) -> str:
     """Why a CUDA device cannot run the kernels, in words; "" if it can."""
     return _device_refusal(index)

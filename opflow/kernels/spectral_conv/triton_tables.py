@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from opflow.kernels.backend import constant_when_compiled
 from opflow.kernels.spectral_conv.dft import TruncatedDFT, waves
 
 # A multiple of every tile along an axis, so that kernels read tables without masks.
@@ -65,7 +66,7 @@ def _stack(first: Tensor, second: Tensor) -> Tensor:
     return table.flatten(0, 1)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _shelved(
     shape: tuple[int, ...], kept: tuple[tuple[int, int], ...], weights: tuple[float, ...], mean: bool,
     dtype: torch.dtype, device: torch.device,
