@@ -17,14 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from benchmarks.report import Row
 
 ROOT = Path(__file__).parents[1]
@@ -38,18 +35,14 @@ class Mode:
     key: str
     column: str
     environment: Mapping[str, str]
-    huge_pages: bool = True
 
 
 # The allocator of glibc returns large blocks to the system and faults them in again, page by page, at the next operation.
-# In the second mode it keeps them, so neither side pays that. opflow asks for huge pages where it allocates large results,
-# which makes the faults rare; the third mode shows its time without that request.
+# In the second mode it keeps them, so neither side pays that.
 MODES = (
     Mode("default", "default allocator", {}),
     Mode("equal", "equal allocator", {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}),
-    Mode("small_pages", "default, no huge pages", {}, huge_pages=False),
 )
-REQUIRED_MODES = ("default", "equal")
 
 
 def parser(description: str, cases: Sequence[str]) -> argparse.ArgumentParser:
@@ -122,20 +115,6 @@ def pin(threads: int) -> bool:
         os.sched_setaffinity(0, _ALLOWED[:threads])
     torch.set_num_threads(threads)
     return True
-
-
-@contextmanager
-def huge_pages(wanted: bool) -> Iterator[None]:
-    """Whether opflow asks the system for huge pages under its large results; the answers are the same."""
-    from opflow.kernels import cpu_products
-
-    original = cpu_products._madvise
-    if not wanted:
-        cpu_products._madvise = lambda: None
-    try:
-        yield
-    finally:
-        cpu_products._madvise = original
 
 
 def interleave(
@@ -265,14 +244,11 @@ def conditions(children: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def notes(options: argparse.Namespace, children: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def notes(options: argparse.Namespace) -> dict[str, Any]:
     """How it was measured, for the notes of a report."""
-    granted = next(iter(children.values()))["transparent huge pages"]
     return {
         "rounds": options.rounds,
         "protocol": "A B A B in one process after two calls of each; a ratio is the median of the rounds' ratios; a round "
         "repeats a call for 0.1 s",
-        "huge_pages": f"opflow asks the system for huge pages under its large results (madvise; the system grants: {granted}); "
-        "'default, no huge pages' is the default allocator without that request",
         "equal_allocator": "freed memory is kept and used again, so neither side pays page faults",
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import MODES, REQUIRED_MODES, Table
+from benchmarks.side_by_side import MODES, Table
 
 ERROR = 5e-7
 MEMORY, MEMORY_AMBITIOUS = 0.45, 0.35
@@ -65,39 +65,35 @@ CASES = {
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In a child: {case: {what: seconds per arm and round, or errors}} in the allocator mode of this process."""
     from benchmarks.layer_sides import LayerSides, must_be_right
-    from benchmarks.report import allocator, huge_pages
+    from benchmarks.report import allocator
 
-    mode = next(mode for mode in MODES if mode.key == options.measure)
-    is_plain = mode.key in REQUIRED_MODES
     side_by_side.pin(1)
     measured: dict[str, Any] = {}
-    with side_by_side.huge_pages(mode.huge_pages):
-        for key in options.cases:
-            case = CASES[key]
-            rounds = max(min(3, options.rounds), options.rounds // 3) if case.is_long else options.rounds
-            sides = LayerSides(*case.field())
-            errors = sides.errors("ours", "peer", "transcription")
-            must_be_right(errors["ours"], f"opflow's layer, {case.title}")
-            is_odd = any(n % 2 for n in case.shape[:-1])  # there the released peer is wrong, so only its time is of use
-            if not is_odd:
-                must_be_right(errors["peer"], f"the peer's layer, {case.title}")
-            arms = ["peer", "ours", *(["transcription"] if is_plain and "transcription" in case.extras else [])]
-            result = measured[key] = {"errors": errors, "step": _timed(sides.steps(*arms), rounds)}
-            if is_plain:
-                result["forward only"] = _timed(sides.forwards("peer", "ours"), rounds)
+    for key in options.cases:
+        case = CASES[key]
+        rounds = max(min(3, options.rounds), options.rounds // 3) if case.is_long else options.rounds
+        sides = LayerSides(*case.field())
+        errors = sides.errors("ours", "peer", "transcription")
+        must_be_right(errors["ours"], f"opflow's layer, {case.title}")
+        is_odd = any(n % 2 for n in case.shape[:-1])  # there the released peer is wrong, so only its time is of use
+        if not is_odd:
+            must_be_right(errors["peer"], f"the peer's layer, {case.title}")
+        arms = ["peer", "ours", *(["transcription"] if "transcription" in case.extras else [])]
+        result = measured[key] = {"errors": errors, "step": _timed(sides.steps(*arms), rounds)}
+        result["forward only"] = _timed(sides.forwards("peer", "ours"), rounds)
+        del sides
+        if "channels last" in case.extras:
+            sides = LayerSides(*case.field(), last=True)
+            must_be_right(sides.errors("ours")["ours"], f"opflow's layer with channels last, {case.title}")
+            result["channels last"] = _timed(sides.steps("peer", "ours"), rounds)
             del sides
-            if is_plain and "channels last" in case.extras:
-                sides = LayerSides(*case.field(), last=True)
-                must_be_right(sides.errors("ours")["ours"], f"opflow's layer with channels last, {case.title}")
-                result["channels last"] = _timed(sides.steps("peer", "ours"), rounds)
-                del sides
-            print(f"{case.title}: step {_median(result['step']):.2f}x", flush=True)
-        # Last, since the worker threads stay once they were started.
-        for key in [key for key in options.cases if is_plain and "two threads" in CASES[key].extras]:
-            if side_by_side.pin(2):
-                sides = LayerSides(*CASES[key].field())
-                measured[key]["two threads"] = _timed(sides.steps("peer", "ours"), options.rounds)
-    return {"cases": measured, "allocator": allocator(), "transparent huge pages": huge_pages()}
+        print(f"{case.title}: step {_median(result['step']):.2f}x", flush=True)
+    # Last, since the worker threads stay once they were started.
+    for key in [key for key in options.cases if "two threads" in CASES[key].extras]:
+        if side_by_side.pin(2):
+            sides = LayerSides(*CASES[key].field())
+            measured[key]["two threads"] = _timed(sides.steps("peer", "ours"), options.rounds)
+    return {"cases": measured, "allocator": allocator()}
 
 
 def _timed(arms: Any, rounds: int) -> dict[str, list[float]]:
@@ -118,23 +114,17 @@ def memory(case: str) -> dict[str, float]:
 
 def fill(table: Table, measured: dict[str, Any]) -> None:
     """The rows of the layer out of what the children measured: {mode: {case: ...}}."""
-    modes = {mode.key: mode for mode in MODES if mode.key in measured}
     keys = list(next(iter(measured.values())))
     for key in keys:
         case = CASES[key]
-        for number, mode in enumerate(REQUIRED_MODES):
+        for mode, required, ambitious in zip(MODES, case.required, case.ambitious, strict=True):
             table.ratio(
                 f"layer {case.title}: step, peer time / ours",
-                modes[mode].column,
-                measured[mode][key]["step"],
-                required=case.required[number],
-                ambitious=case.ambitious[number],
+                mode.column,
+                measured[mode.key][key]["step"],
+                required=required,
+                ambitious=ambitious,
             )
-        table.ratio(
-            f"layer {case.title}: step, peer time / ours",
-            modes["small_pages"].column,
-            measured["small_pages"][key]["step"],
-        )
     for key in keys:
         errors = measured["default"][key]["errors"]
         table.number(
@@ -146,15 +136,15 @@ def fill(table: Table, measured: dict[str, Any]) -> None:
         )
     for what in ("forward only", "channels last", "two threads"):
         for key in keys:
-            for mode in REQUIRED_MODES:
-                if what in measured[mode][key]:
+            for mode in MODES:
+                if what in measured[mode.key][key]:
                     name = f"layer {CASES[key].title}: {what}, peer time / ours"
-                    table.ratio(name, modes[mode].column, measured[mode][key][what])
+                    table.ratio(name, mode.column, measured[mode.key][key][what])
     for key in keys:
-        for mode in REQUIRED_MODES:
-            seconds = measured[mode][key]["step"]
+        for mode in MODES:
+            seconds = measured[mode.key][key]["step"]
             if "transcription" in seconds:
-                transcription(table, f"layer {CASES[key].title}", modes[mode].column, seconds)
+                transcription(table, f"layer {CASES[key].title}", mode.column, seconds)
 
 
 def transcription(table: Table, title: str, column: str, seconds: dict[str, list[float]]) -> None:
@@ -206,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.rows,
         device="cpu",
         conditions=side_by_side.conditions(children),
-        notes={"peer": peer.name(), **side_by_side.notes(options, children), "details": table.details},
+        notes={"peer": peer.name(), **side_by_side.notes(options), "details": table.details},
         folder=options.out,
     )
     is_whole = options.out == side_by_side.ROOT / "benchmarks" / "results"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import side_by_side
-from benchmarks.side_by_side import MODES, REQUIRED_MODES, Table
+from benchmarks.side_by_side import MODES, Table
 
 EQUAL = 1e-5
 
@@ -71,45 +71,39 @@ def checked(sides: Any, case: Case) -> dict[str, float]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """In a child: {case: {what: seconds per arm and round, or differences}} in the allocator mode of this process."""
     from benchmarks.model_sides import ModelSides, profile
-    from benchmarks.report import allocator, huge_pages
+    from benchmarks.report import allocator
 
-    mode = next(mode for mode in MODES if mode.key == options.measure)
-    is_plain = mode.key in REQUIRED_MODES
     side_by_side.pin(1)
     measured: dict[str, Any] = {}
-    with side_by_side.huge_pages(mode.huge_pages):
-        for key in options.cases:
-            case = CASES[key]
-            sides = ModelSides(*case.field(), channel_mlp=case.channel_mlp)
-            result = measured[key] = {"errors": checked(sides, case), "parameters": sides.parameter_counts()["ours"]}
-            arms = ["peer", "ours", *(["transcription"] if is_plain and "transcription" in case.extras else [])]
-            result["step"] = side_by_side.interleave(sides.steps(*arms), options.rounds)
-            if is_plain:
-                result["forward only"] = side_by_side.interleave(sides.forwards("peer", "ours"), options.rounds)
-            if mode.key == "default" and "profile" in case.extras:
-                result["profile"] = {side: profile(sides, side) for side in ("peer", "ours")}
-            median = side_by_side.spread(side_by_side.ratios(result["step"], "peer", "ours"))["median"]
-            print(f"{case.title}: step {median:.2f}x", flush=True)
-        # Last, since the worker threads stay once they were started.
-        for key in [key for key in options.cases if is_plain and "two threads" in CASES[key].extras]:
-            if side_by_side.pin(2):
-                sides = ModelSides(*CASES[key].field(), channel_mlp=CASES[key].channel_mlp)
-                measured[key]["two threads"] = side_by_side.interleave(sides.steps("peer", "ours"), options.rounds)
-    return {"cases": measured, "allocator": allocator(), "transparent huge pages": huge_pages()}
+    for key in options.cases:
+        case = CASES[key]
+        sides = ModelSides(*case.field(), channel_mlp=case.channel_mlp)
+        result = measured[key] = {"errors": checked(sides, case), "parameters": sides.parameter_counts()["ours"]}
+        arms = ["peer", "ours", *(["transcription"] if "transcription" in case.extras else [])]
+        result["step"] = side_by_side.interleave(sides.steps(*arms), options.rounds)
+        result["forward only"] = side_by_side.interleave(sides.forwards("peer", "ours"), options.rounds)
+        if options.measure == "default" and "profile" in case.extras:
+            result["profile"] = {side: profile(sides, side) for side in ("peer", "ours")}
+        median = side_by_side.spread(side_by_side.ratios(result["step"], "peer", "ours"))["median"]
+        print(f"{case.title}: step {median:.2f}x", flush=True)
+    # Last, since the worker threads stay once they were started.
+    for key in [key for key in options.cases if "two threads" in CASES[key].extras]:
+        if side_by_side.pin(2):
+            sides = ModelSides(*CASES[key].field(), channel_mlp=CASES[key].channel_mlp)
+            measured[key]["two threads"] = side_by_side.interleave(sides.steps("peer", "ours"), options.rounds)
+    return {"cases": measured, "allocator": allocator()}
 
 
 def fill(table: Table, measured: dict[str, Any]) -> None:
     """The rows of the models out of what the children measured: {mode: {case: ...}}."""
     from benchmarks.spectral_conv import transcription
 
-    columns = {mode.key: mode.column for mode in MODES}
     keys = list(next(iter(measured.values())))
     for key in keys:
         case, what = CASES[key], f"FNO {CASES[key].title}: step, peer time / ours"
-        for mode, required, ambitious in zip(REQUIRED_MODES, case.required, case.ambitious, strict=True):
-            seconds = measured[mode][key]["step"]
-            table.ratio(what, columns[mode], seconds, required=required, ambitious=ambitious)
-        table.ratio(what, columns["small_pages"], measured["small_pages"][key]["step"])
+        for mode, required, ambitious in zip(MODES, case.required, case.ambitious, strict=True):
+            seconds = measured[mode.key][key]["step"]
+            table.ratio(what, mode.column, seconds, required=required, ambitious=ambitious)
     for key in keys:
         case, errors = CASES[key], measured["default"][key]["errors"]
         is_odd = any(n % 2 for n in case.shape[:-1])
@@ -124,14 +118,14 @@ def fill(table: Table, measured: dict[str, Any]) -> None:
         )
     for what in ("forward only", "two threads"):
         for key in keys:
-            for mode in REQUIRED_MODES:
-                if what in measured[mode][key]:
+            for mode in MODES:
+                if what in measured[mode.key][key]:
                     name = f"FNO {CASES[key].title}: {what}, peer time / ours"
-                    table.ratio(name, columns[mode], measured[mode][key][what])
+                    table.ratio(name, mode.column, measured[mode.key][key][what])
     for key in keys:
-        for mode in REQUIRED_MODES:
-            if "transcription" in measured[mode][key]["step"]:
-                transcription(table, f"FNO {CASES[key].title}", columns[mode], measured[mode][key]["step"])
+        for mode in MODES:
+            if "transcription" in measured[mode.key][key]["step"]:
+                transcription(table, f"FNO {CASES[key].title}", mode.column, measured[mode.key][key]["step"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -162,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         conditions=side_by_side.conditions(children),
         notes={
             "peer": peer.name(),
-            **side_by_side.notes(options, children),
+            **side_by_side.notes(options),
             "share_of_cpu_time_in_percent": profiles,
             "details": table.details,
         },

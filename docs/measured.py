@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,56 @@ ROW_KEYS = ("what", "measured", "unit", "required", "reached")
 REPORTED = "reported"  # in the place of a requirement, where none was set
 
 
-def tables(folder: Path, heading: str = "##", *, longest: int | None = None) -> str:
+def tables(
+    folder: Path,
+    heading: str = "##",
+    *,
+    longest: int | None = None,
+    benchmarks: Collection[str] | None = None,
+    below: Mapping[str, str] | None = None,
+) -> str:
     """Every ``*.json`` in `folder` as Markdown, for the site and the README: a heading, the command, machine and versions, and one table.
 
     A file is {"benchmark": str, "command": str, "machine": {...}, "versions": {...}, "rows": [{"what": str,
     "measured": number, "unit": str, "required": str, "reached": bool}]}. Rows may name a "column", the conditions under
-    which they were measured: then the rows of one thing are one line.
+    which they were measured: then the rows of one thing are one line. A file with none of these keys is a record of
+    something else, which a test or a tool reads, and is not shown.
 
     Args:
         longest: of a table with more lines than this, show only those of which something is required.
+        benchmarks: show only these.
+        below: {name of a file without its suffix: Markdown to stand right under its table}.
 
     Raises:
-        ValueError: a file lacks one of these keys; the build stops rather than leave a number out.
+        ValueError: a file lacks some of these keys; the build stops rather than leave a number out.
     """
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return (
-        "\n\n".join(_section(path, heading, longest) for path in paths)
-        or "*Not measured yet: `benchmarks/results/` is empty.*"
-    )
+    reports = {path: report for path in paths if (report := _report(path)) is not None}
+    sections = [
+        _section(report, heading, longest, (below or {}).get(path.stem))
+        for path, report in reports.items()
+        if benchmarks is None or report["benchmark"] in benchmarks
+    ]
+    return "\n\n".join(sections) or "*Not measured yet: `benchmarks/results/` is empty.*"
 
 
-def _section(path: Path, heading: str, longest: int | None) -> str:
+def _report(path: Path) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        benchmark, command, machine, versions, rows = (result[key] for key in KEYS)
-        rows = [{**row, **{key: row[key] for key in ROW_KEYS}} for row in rows]
+        if isinstance(result, dict) and result.keys().isdisjoint(KEYS):
+            return None
+        report = {key: result[key] for key in KEYS}
+        report["rows"] = [{**row, **{key: row[key] for key in ROW_KEYS}} for row in report["rows"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a benchmark result ({type(error).__name__}: {error}); expected {', '.join(KEYS)} with rows of "
             f"{', '.join(ROW_KEYS)}."
         ) from error
+    return report
+
+
+def _section(report: dict[str, Any], heading: str, longest: int | None, below: str | None) -> str:
+    benchmark, command, machine, versions, rows = (report[key] for key in KEYS)
     lines = _lines(rows)
     shown = lines
     if longest is not None and len(lines) > longest:
@@ -57,6 +77,7 @@ def _section(path: Path, heading: str, longest: int | None) -> str:
         f"```text\n{command}\n```",
         _cell("; ".join(facts)),
         shape(shown, columns),
+        *([below] if below else []),
     ]
     if len(shown) < len(lines):
         parts.append(

@@ -74,25 +74,9 @@ def test_one_round_has_a_spread() -> None:
 def test_a_child_starts_in_its_allocator_mode(monkeypatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    default, equal = (side_by_side.environment(mode.environment) for mode in MODES[:2])
+    default, equal = (side_by_side.environment(mode.environment) for mode in MODES)
     assert not [key for key in default if key.startswith(("MALLOC_", "THP_MEM_"))]
     assert equal["MALLOC_MMAP_MAX_"] == "0" and equal["MALLOC_TRIM_THRESHOLD_"] == "100000000000"
-
-
-def test_without_the_request_for_huge_pages_results_are_the_same() -> None:
-    import torch
-
-    from opflow.kernels import cpu_products
-    from opflow.layers import SpectralConv
-
-    layer, x = SpectralConv(8, 8, (4, 4)), torch.randn(4, 8, 256, 256)
-    request = cpu_products._madvise
-    with torch.no_grad():
-        expected = layer(x)
-        with side_by_side.huge_pages(False):
-            assert cpu_products._madvise() is None
-            assert torch.equal(layer(x), expected)
-    assert cpu_products._madvise is request
 
 
 @pytest.mark.parametrize("module", ["spectral_conv", "train_step"])
@@ -132,11 +116,10 @@ def measured_layers() -> dict[str, dict[str, dict[str, object]]]:
         for key, case in layers.CASES.items():
             times = {"peer": [2.0, 2.0], "ours": [1.0, 1.0]}
             result: dict[str, object] = {"errors": {"ours": {"y": 1e-7}, "peer": {"y": 1.4}}, "step": dict(times)}
-            if mode.huge_pages:
-                result["forward only"] = dict(times)
-                result |= {extra: dict(times) for extra in ("channels last", "two threads") if extra in case.extras}
-                if "transcription" in case.extras:
-                    result["step"]["transcription"] = [2.02, 2.02]
+            result["forward only"] = dict(times)
+            result |= {extra: dict(times) for extra in ("channels last", "two threads") if extra in case.extras}
+            if "transcription" in case.extras:
+                result["step"]["transcription"] = [2.02, 2.02]
             found.setdefault(mode.key, {})[key] = result
     return found
 

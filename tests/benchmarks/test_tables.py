@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from benchmarks.report import Row, allocator, huge_pages, machine, torch_flags, write_report
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +25,7 @@ def measured() -> ModuleType:
 ROWS = [
     Row("step", 3.0, "x", ">= 2.5x", True, "default"),
     Row("step", 1.5, "x", ">= 2x", False, "equal"),
-    Row("step", 2.0, "x", "reported", True, "small pages"),
+    Row("step", 2.0, "x", "reported", True, "two threads"),
     Row("error", 1e-7, "", "<= 5e-07", True),
     Row("forward", 2.5, "x", "reported", True, "default"),
     Row("forward", 2.25, "x", "reported", True, "equal"),
@@ -42,7 +44,7 @@ def test_a_report_becomes_a_table_with_columns(tmp_path, capsys) -> None:
     assert "forward [default]: 2.5 x (asked: reported)" in printed
 
     page = measured().tables(tmp_path)
-    assert "| what | default | equal | small pages | required | reached |" in page
+    assert "| what | default | equal | two threads | required | reached |" in page
     assert "| step | 3 x | 1.5 x | 2 x | >= 2.5x / >= 2x | **no** |" in page
     assert "| error | 1e-07 |  |  | <= 5e-07 | yes |" in page
     assert "| forward | 2.5 x | 2.25 x |  | reported | yes |" in page
@@ -59,6 +61,24 @@ def test_a_long_table_is_short_in_the_readme(tmp_path) -> None:
 def test_the_same_thing_twice_is_two_lines(tmp_path) -> None:
     write_report("speed", [ROWS[3], ROWS[3]], device="cpu", folder=tmp_path)
     assert measured().tables(tmp_path).count("| error |") == 2
+
+
+def test_the_readme_shows_some_benchmarks_and_a_picture_right_under_a_table(tmp_path) -> None:
+    for name in ("speed", "other"):
+        write_report(name, ROWS, device="cpu", folder=tmp_path)
+    page = measured().tables(tmp_path, longest=3, benchmarks=("speed",), below={"speed_cpu": "![bars](bars.png)"})
+    assert "## speed" in page and "## other" not in page
+    assert "|\n\n![bars](bars.png)\n\n1 lines of which nothing is required" in page
+    assert "## other" in measured().tables(tmp_path)
+
+
+def test_a_record_of_something_else_is_not_shown_but_half_a_report_stops_the_build(tmp_path) -> None:
+    (tmp_path / "kernels.json").write_text('{"kernels": [{"registers": 168}], "triton": "3.6"}')
+    assert "Not measured yet" in measured().tables(tmp_path)
+    for half in ('{"kernels": [], "rows": []}', "[]"):
+        (tmp_path / "kernels.json").write_text(half)
+        with pytest.raises(ValueError, match="is not a benchmark result"):
+            measured().tables(tmp_path, benchmarks=())
 
 
 def test_what_a_report_says_of_the_machine(monkeypatch) -> None:
