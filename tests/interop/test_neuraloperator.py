@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -19,6 +20,11 @@ from opflow.models.recipe import build_model
 from opflow.training import save_checkpoint
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def name_of(value: object) -> str:
+    """An id that is the same in every process: functions by name, not by address."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 def peer_weights(
@@ -188,7 +194,7 @@ def test_every_pair_of_skip_connections(fno_skip, channel_mlp_skip) -> None:
         {"hidden": 1, "mlp_width": 1, "fno_skip": "soft-gating"},
         {"in_channels": 3, "out_channels": 1},
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_widths_and_numbers_of_layers(widths) -> None:
     state = peer_weights((6, 5), **widths)
@@ -292,7 +298,7 @@ def test_the_parity_of_the_last_axis_does_not_matter() -> None:
         ({"lifting_width": 0, "fno_skip": "soft-gating", "channel_mlp_skip": "linear"}, {"non_linearity": "tanh"}),
         ({}, {"domain_padding": 0.25, "grid_boundaries": [[0, 2], [0, 3]]}),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_the_recipe_rebuilds_the_model_from_a_checkpoint(tmp_path, weights, said) -> None:
     model = from_neuraloperator(peer_weights((6, 6), **weights), **said)
@@ -424,7 +430,7 @@ def test_what_is_not_a_state_dict(value, match) -> None:
         ({"fno_skip": "identity"}, "pass fno_skip="),
         ({"norm": None, "args": ((6, 6), 1, 2, 4, 2, 2, 2, "grid", F.gelu, "instance_norm")}, "noted norm"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_what_neuraloperator_noted_must_not_contradict(noted, match) -> None:
     state: dict[str, Any] = peer_weights((6, 6))
@@ -496,7 +502,7 @@ PEERS: list[tuple[dict[str, Any], dict[str, Any], list[tuple[int, ...]]]] = [
 
 
 @pytest.mark.parametrize(
-    ("options", "said", "grids"), PEERS, ids=lambda value: str(value) if isinstance(value, dict) else ""
+    ("options", "said", "grids"), PEERS, ids=lambda value: name_of(value) if isinstance(value, dict) else ""
 )
 def test_equal_to_the_peer(peer, options, said, grids) -> None:
     """To 5e-6 of the largest value in float32; measured: at most 1.3e-6. The peer cannot compute in float64."""
@@ -540,7 +546,7 @@ def test_the_peers_tucker_model_becomes_dense(peer) -> None:
         ({"domain_padding": 0.1}, "domain_padding=0.1"),
         ({"max_n_modes": (12, 12)}, "max_n_modes"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_models_of_the_peer_that_are_refused(peer, options, match) -> None:
     model = peer.FNO((8, 8), 1, 1, 4, n_layers=1, **options)
