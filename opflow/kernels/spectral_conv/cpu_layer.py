@@ -110,54 +110,46 @@ def backward(
     g_skip = None if parts.skip is None else torch.zeros_like(parts.skip)
     g_mlp = None if parts.perceptron is None else parts.perceptron.gradients()
     g_gate = None if parts.gate is None else torch.zeros_like(parts.gate)
-    g_x = g.new_empty(shape) if g_mlp is not None else None
-    total = torch.empty_like(g) if gelu or g_mlp is not None else g
+    g_x = None if parts.skip is None else g.new_empty(shape)
     spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
     forwards = transform(synthesis, g.dtype)
     for chunk in _samples(g, call):
-        for piece, _ in _pieces(chunk, g, call):
-            here = g[piece]
-            if (
-                g_mlp is not None
-                and x is not None
-                and g_x is not None
-                and g_gate is not None
-                and parts.gate is not None
-            ):
+        # Gradients of the pre-activation, of these samples only: the transform takes them before the next ones come.
+        total = torch.empty_like(g[chunk]) if gelu or g_mlp is not None else g[chunk]
+        for piece, part in _pieces(chunk, g, call):
+            here, through = g[piece], None
+            if g_mlp is not None and x is not None and g_gate is not None and parts.gate is not None:
                 here = aten.gelu_backward(here, second[piece]) if gelu else here
-                flat, field = here.flatten(2), x[piece].flatten(2)
-                torch.mul(flat, parts.gate[:, None], out=g_x[piece].flatten(2))
-                g_gate += channel_dot(flat, field)
+                flat = here.flatten(2)
+                through = flat * parts.gate[:, None]
+                g_gate += channel_dot(flat, x[piece].flatten(2))
                 u = aten.gelu(first[piece]) if gelu else first[piece]
                 here = g_mlp.add(flat, u.flatten(2)).view(here.shape)
             if gelu:
-                aten.gelu_backward.grad_input(here, first[piece], grad_input=total[piece])
+                aten.gelu_backward.grad_input(here, first[piece], grad_input=total[part])
             elif g_mlp is not None:
-                total[piece] = here
-            if x is not None and g_skip is not None:
-                add_outer_product(g_skip, total[piece].flatten(2), x[piece].flatten(2))
-        planes = total[chunk].flatten(0, 1)
-        spectrum[..., chunk, :] = forwards.analyse(planes).unflatten(-1, (-1, c_out))
+                total[part] = here
+            if x is not None and g_x is not None and g_skip is not None and parts.skip is not None:
+                field = total[part].flatten(2)
+                add_outer_product(g_skip, field, x[piece].flatten(2))
+                field = channel_product(parts.skip.t(), field)
+                target = g_x[piece].flatten(2)
+                if through is None:
+                    target.copy_(field)
+                else:
+                    torch.add(field, through, out=target)
+        spectrum[..., chunk, :] = forwards.analyse(total.flatten(0, 1)).unflatten(-1, (-1, c_out))
     g_bias = spectrum[(*_zero_mode(call), 0)].sum(0)
     g_mixed = spectrum.flatten(0, -4).flatten(1, 2)
     g_kept = torch.bmm(rows.mT, g_mixed).view(*analysis.modes, 2, c_in, c_out)
     g_weight = call.embedded_weight(g_kept, weight.shape)
     g_rows = torch.bmm(g_mixed, _matrices(weight, call).mT)
     g_spectrum = complex_rows_adjoint(g_rows).view(*analysis.modes, 2, batch, c_in)
-    if parts.skip is None:
+    if g_x is None:
         return Gradients(synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, g_bias)
-
-    beside = g_x
-    # The gradient of a sample takes the place of that of its pre-activation, which is needed no longer.
-    g_x = g_x if g_x is not None else total if gelu and c_in == c_out else g.new_empty(shape)
-    inverse, skip_t = transform(analysis, g.dtype), parts.skip.t()
+    inverse = transform(analysis, g.dtype)
     for chunk in _samples(g, call):
-        convolved = inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
-        for piece, part in _pieces(chunk, g, call):
-            field = channel_product(skip_t, total[piece].flatten(2)).view(convolved[part].shape)
-            if beside is not None:
-                field += beside[piece]
-            torch.add(field, convolved[part], out=g_x[piece])
+        g_x[chunk] += inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
     if g_mlp is None or g_gate is None:
         return Gradients(g_x, g_weight, g_skip, g_bias)
     return Gradients(g_x, g_weight, g_skip, g_bias, (g_mlp.w1, g_mlp.b1, g_mlp.w2, g_mlp.b2, g_gate))
