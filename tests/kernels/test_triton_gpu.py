@@ -59,6 +59,12 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+@pytest.fixture(autouse=True)
+def default_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.9 warns of a default that will change."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+
+
 @pytest.fixture
 def tf32() -> Iterator[None]:
     torch.set_float32_matmul_precision("high")

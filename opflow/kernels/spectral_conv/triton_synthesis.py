@@ -27,6 +27,22 @@ def load_folded(
 
 
 @triton.jit
+def leading_axis(
+    X, lead, j, column, position, mask, axis_stride, part_stride, negative, positive, n_padded,
+    K: tl.constexpr, Q: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z[j, (re | im) q] = sum_k X_k exp(2 pi i k j/n) for a tile of points j, a few frequencies at a time."""
+    number = lead.dtype.element_ty
+    Z = tl.zeros((TILE, 2 * Q), number)
+    for start in range(0, 2 * K, 32):
+        r = start + tl.arange(0, 32)
+        M = load_folded(X, r, column, position, mask, axis_stride, part_stride, negative, positive, K, Q)
+        waves = tl.load(lead + r[None, :] * n_padded + j[:, None])
+        Z = tl.dot(waves, M, Z, input_precision=PRECISION, out_dtype=number)
+    return Z
+
+
+@triton.jit
 def synthesise_planes(
     X, last, lead, y, planes, n1, n2, n1_padded, n2_padded, negative, positive, kept2,
     K1: tl.constexpr, K2: tl.constexpr, TILE1: tl.constexpr, TILE2: tl.constexpr, PRECISION: tl.constexpr,
@@ -34,15 +50,15 @@ def synthesise_planes(
     """Both axes of one plane: Z = lead^T M for a tile of lines, then y = Z last, tile by tile."""
     plane = tl.program_id(0).to(tl.int64)
     j1 = tl.program_id(1) * TILE1 + tl.arange(0, TILE1)
-    r = tl.arange(0, 2 * K1)
     q = tl.arange(0, 2 * K2)
     k2 = q % K2
     part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
     axis_stride = 2 * part_stride * kept2
-    M = load_folded(X, r, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, K1, K2)
-    lead_waves = tl.load(lead + r[None, :] * n1_padded + j1[:, None])
-    Z = tl.dot(lead_waves, M, out_dtype=last.dtype.element_ty, input_precision=PRECISION)
+    Z = leading_axis(
+        X, lead, j1, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, n1_padded,
+        K1, K2, TILE1, PRECISION,
+    )  # fmt: skip
     for start in range(0, n2, TILE2):
         j2 = start + tl.arange(0, TILE2)
         waves = tl.load(last + q[:, None] * n2_padded + j2[None, :])
@@ -59,12 +75,15 @@ def synthesise_lines(
     """X[k, 2, rows] -> y[rows, n], one tile."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    q = tl.arange(0, 2 * K)
-    k = q % K
-    source = X + (2 * k + q // K)[None, :] * tl.cast(rows, tl.int64) + row[:, None]
-    spectrum = tl.load(source, mask=(row[:, None] < rows) & (k[None, :] < kept), other=0.0)
-    waves = tl.load(last + q[:, None] * n_padded + j[None, :])
-    field = tl.dot(spectrum, waves, out_dtype=last.dtype.element_ty, input_precision=PRECISION)
+    number = last.dtype.element_ty
+    field = tl.zeros((ROWS, TILE), number)
+    for start in range(0, 2 * K, 32):
+        q = start + tl.arange(0, 32)
+        k = q % K
+        source = X + (2 * k + q // K)[None, :] * tl.cast(rows, tl.int64) + row[:, None]
+        spectrum = tl.load(source, mask=(row[:, None] < rows) & (k[None, :] < kept), other=0.0)
+        waves = tl.load(last + q[:, None] * n_padded + j[None, :])
+        field = tl.dot(spectrum, waves, field, input_precision=PRECISION, out_dtype=number)
     tl.store(y + row[:, None] * n + j[None, :], field, mask=(row[:, None] < rows) & (j[None, :] < n))
 
 
@@ -78,13 +97,13 @@ def synthesise_third_axis(
     column = tl.arange(0, 2 * ROWS)
     row = tl.program_id(1) * ROWS + column % ROWS
     j = tl.program_id(2) * TILE + tl.arange(0, TILE)
-    r = tl.arange(0, 2 * K)
     part_stride = tl.cast(rows, tl.int64)
     position = 2 * mode * part_stride + row
     axis_stride = 2 * part_stride * modes
-    M = load_folded(X, r, column, position, row < rows, axis_stride, part_stride, negative, positive, K, ROWS)
-    waves = tl.load(lead + r[None, :] * n_padded + j[:, None])
-    lines = tl.dot(waves, M, out_dtype=lead.dtype.element_ty, input_precision=PRECISION)
+    lines = leading_axis(
+        X, lead, j, column, position, row < rows, axis_stride, part_stride, negative, positive, n_padded,
+        K, ROWS, TILE, PRECISION,
+    )  # fmt: skip
     target = W + ((2 * mode + column // ROWS) * rows + row)[None, :] * n + j[:, None]
     tl.store(target, lines, mask=(j[:, None] < n) & (row[None, :] < rows))
 
@@ -100,15 +119,15 @@ def synthesise_lead(
     """
     plane = tl.program_id(0).to(tl.int64)
     j1 = tl.program_id(1) * TILE1 + tl.arange(0, TILE1)
-    r = tl.arange(0, 2 * K1)
     q = tl.arange(0, 2 * K2)
     k2 = q % K2
     part_stride = tl.cast(planes, tl.int64)
     position = 2 * part_stride * k2 + plane
     axis_stride = 2 * part_stride * kept2
-    M = load_folded(X, r, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, K1, K2)
-    waves = tl.load(lead + r[None, :] * n1_padded + j1[:, None])
-    lines = tl.dot(waves, M, out_dtype=lead.dtype.element_ty, input_precision=PRECISION)
+    lines = leading_axis(
+        X, lead, j1, q, position, k2 < kept2, axis_stride, part_stride, negative, positive, n1_padded,
+        K1, K2, TILE1, PRECISION,
+    )  # fmt: skip
     j0 = plane % outer
     channel = plane // outer % channels
     batch = plane // outer // channels
