@@ -26,13 +26,13 @@ def gelu_derivative(v):
 @triton.jit
 def inverse_tile(
     Z, last, batch, line, c, j, channels, kept, n_padded, z_batch, z_line, z_channel, z_part, z_mode,
-    K: tl.constexpr, OUT: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, OUT: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sum_k s_k Re Z_k exp(2 pi i k j/n) for channels c and points j of one line: the last axis of the synthesis."""
+    """sum_k s_k Re Z_k exp(2 pi i k j/n) for channels c and points j of one line, STEP terms at a time."""
     number = last.dtype.element_ty
     p = tl.zeros((OUT, TILE), number)
-    for start in range(0, 2 * K, 32):
-        q = start + tl.arange(0, 32)
+    for start in range(0, 2 * K, STEP):
+        q = start + tl.arange(0, STEP)
         k = q % K
         source = (
             Z + batch * z_batch + line * z_line + c[:, None] * z_channel + ((q // K) * z_part + k * z_mode)[None, :]
@@ -58,7 +58,7 @@ def block(
     number = last.dtype.element_ty
     p = inverse_tile(
         Z, last, batch, line, c, j, out_channels, kept, n_padded, z_batch, z_line, z_channel, z_part, z_mode,
-        K, OUT, TILE, PRECISION,
+        K, OUT, TILE, 32, PRECISION,
     )  # fmt: skip
     for start in range(0, in_channels, IN):
         i = start + tl.arange(0, IN)
@@ -105,7 +105,7 @@ def block_backward(
             j = start + tl.arange(0, TILE)
             p = inverse_tile(
                 Z, last, batch, line, c, j, out_channels, kept, n_padded, z_batch, z_line, z_channel, z_part, z_mode,
-                K, OUT, TILE, PRECISION,
+                K, OUT, TILE, 16, PRECISION,
             )  # fmt: skip
             source = x + ((batch * in_channels + i[:, None]) * lines + line) * n + j[None, :]
             field = tl.load(source, mask=(i[:, None] < in_channels) & (j[None, :] < n), other=0.0).to(number)

@@ -184,8 +184,7 @@ def combine_backward(
     """gp = g s'(p), gW = sum gp x^T and gb = sum gp for the activated `combine`."""
     (out_channels, in_channels), last = W.shape, spectrum.last
     widest = {"out": padded_modes(out_channels), "in": padded_modes(in_channels)}
-    # Lines of a multiple of 16 points are read 16 bytes at a time, which leaves registers for a larger tile.
-    c = queue.configuration("block_backward", K=last.side, channels=max(widest.values()), ragged=int(last.n % 16 > 0))
+    c = queue.configuration("block_backward", K=last.side, channels=max(widest.values()))
     if not c:  # too many channels for one tile: the pass over the field is made twice
         gp = combine(queue, spectrum, x, W, bias, "gelu_backward", g)
         return gp, *channel_gradients(queue, gp, x)
