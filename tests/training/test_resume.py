@@ -6,6 +6,7 @@ import itertools
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -88,20 +89,24 @@ def test_killed_at_every_step_of_a_write(tmp_path: Path, uninterrupted, call: st
 
 
 def test_killed_at_random_moments(tmp_path: Path, uninterrupted):
-    moments = random.Random(3)
-    target, kills, steps = tmp_path / "final.safetensors", 0, set()
+    for name in ("first", "timed"):  # the first starts the server that forks the others
+        start = time.perf_counter()
+        start_child(run_to_file, tmp_path / name, tmp_path / f"{name}.safetensors").join()
+    duration, moments = time.perf_counter() - start, random.Random(3)
+    folder, target, kills, steps = tmp_path / "killed", tmp_path / "final.safetensors", 0, set()
+    folder.mkdir()
     while not target.exists():
-        child = start_child(run_to_file, tmp_path, target)
+        child = start_child(run_to_file, folder, target)
         # At first near the beginning, then later and later, so that the run ends.
-        child.join(moments.uniform(0.02, 0.15) * (1 + kills / 4))
+        child.join(moments.uniform(0.1, 0.6) * duration * (1 + kills / 4))
         child.kill()
         child.join()
         kills += child.exitcode == -signal.SIGKILL
-        steps.add(pointed(tmp_path, "latest"))
+        steps.add(pointed(folder, "latest"))
     assert kills >= 3 and len(steps) >= 3
     assert unequal(read_tensors(target), uninterrupted) == []
-    save_checkpoint(tmp_path, network())
-    assert not [p.name for p in tmp_path.iterdir() if ".tmp." in p.name]  # what the dead left is cleared away
+    save_checkpoint(folder, network())
+    assert not [p.name for p in folder.iterdir() if ".tmp." in p.name]  # what the dead left is cleared away
 
 
 class Numbers(Dataset):
