@@ -51,7 +51,9 @@ def values_and_gradients(backend: str, parts: list[Tensor], n_modes, activation:
         y = fourier_block(x, weight, n_modes, *rest, activation=activation, backend=backend)
     else:
         y = spectral_conv(x, weight, n_modes, backend=backend)
-    g = torch.cos(torch.arange(y.numel(), device="cuda", dtype=torch.float64)).view_as(y).to(y.dtype)
+    # Not of mean zero: the gradient of the bias is its sum, and should not be what is left of a cancellation.
+    g = 0.5 + torch.cos(torch.arange(y.numel(), device="cuda", dtype=torch.float64)).view_as(y)
+    g = g.to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, leaves, g)]
 
 
