@@ -74,10 +74,15 @@ def only_plain_operations(*tensors: Tensor) -> str | None:
     # Not is_exporting(), which torch 2.11 reads as true in every compiled graph.
     if torch.compiler._is_exporting_flag:
         return "an exported program stands alone, without opflow's kernels"
-    if torch.compiler.is_compiling():
-        return None
     if torch._C._are_functorch_transforms_active():
         return "the transforms of torch.func go through plain torch operations"
+    if torch.compiler.is_compiling():
+        return None
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         return "forward-mode derivatives go through plain torch operations"
     return None
+
+
+def is_transformed() -> bool:
+    """Whether a backward pass is itself differentiated, or mapped over many gradients at once."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()

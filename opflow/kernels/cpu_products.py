@@ -16,9 +16,8 @@ LONGEST_SUM = 160
 def product(x: Tensor, weight: Tensor, longest: int = LONGEST_SUM) -> Tensor:
     """x weight^T for matrices x (rows, k) and weight (columns, k) of any strides, outside of autograd.
 
-    Sums of at most `longest` terms in float32 go through oneDNN, which torch.mm does not take: it chooses its instructions by what the
-    processor has, where MKL chooses by the maker's name (measured on an AMD processor with AVX-512: 1.4 to 2.4 times as
-    fast).
+    Sums of at most `longest` terms in float32 go through oneDNN, which torch.mm does not take: it chooses its
+    instructions by what the processor has, where MKL chooses by the maker's name.
     """
     if x.dtype == torch.float32 and 0 < x.shape[1] <= longest and x.shape[0] and weight.shape[0]:
         onednn = _onednn_linear() if torch.backends.mkldnn.enabled else None

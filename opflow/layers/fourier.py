@@ -47,7 +47,7 @@ class FourierLayer(nn.Module):
         norm: applied to K v + W v before the activation.
         activation: s; nn.Identity() in a model's last layer.
 
-    >>> from opflow.layers.mlp import ChannelLinear, ChannelMLP, is_exact_gelu, is_watched
+    >>> from opflow.layers.mlp import ChannelLinear
     >>> FourierLayer(SpectralConv(8, 8, (5, 5)), ChannelLinear(8, 8))(torch.zeros(2, 8, 16, 16)).shape
     torch.Size([2, 8, 16, 16])
     """

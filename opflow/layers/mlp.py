@@ -146,7 +146,5 @@ def is_exact_gelu(module: nn.Module) -> bool:
 
 def is_watched(*modules: nn.Module | None) -> bool:
     """Whether a hook waits for one of these modules' own call, which a fused operation would pass by."""
-    return any(
-        module is not None and bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-        for module in modules
-    )
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(module is not None and any(getattr(module, kind) for kind in kinds) for module in modules)

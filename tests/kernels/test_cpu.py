@@ -124,6 +124,29 @@ def test_function_transforms() -> None:
         torch.testing.assert_close(gradient, torch.autograd.grad(loss(weight, sample), weight)[0])
 
 
+def test_compiled_function_transforms() -> None:
+    """The dispatch sees the transform inside a compiled function too."""
+    layer, x = SpectralConv(2, 3, (4, 4)).double(), torch.randn(4, 2, 2, 8, 8, dtype=torch.float64)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(torch.vmap(layer), backend="eager")(x), torch.vmap(layer)(x))
+
+
+def test_many_gradients_at_once() -> None:
+    """is_grads_batched maps the backward pass, which the dispatch never sees."""
+    torch.manual_seed(0)
+    layer = FourierLayer(
+        SpectralConv(3, 3, (4, 4)), ChannelLinear(3, 3), channel_mlp=ChannelMLP(3, 3), channel_mlp_skip=SoftGate(3)
+    )
+    for module in (layer.double(), SpectralConv(3, 3, (4, 4)).double(), ChannelMLP(3, 3).double()):
+        x = torch.randn(2, 3, 6, 5, dtype=torch.float64, requires_grad=True)
+        leaves, y = [x, *module.parameters()], module(x)
+        directions = torch.randn(4, *y.shape, dtype=torch.float64)
+        together = torch.autograd.grad(y, leaves, directions, is_grads_batched=True, retain_graph=True)
+        for i, direction in enumerate(directions):
+            for many, one in zip(together, torch.autograd.grad(y, leaves, direction, retain_graph=True), strict=True):
+                torch.testing.assert_close(many[i], one, rtol=1e-11, atol=1e-11)
+
+
 def test_a_layer_does_not_keep_its_input_without_a_skip() -> None:
     """Between the passes only the truncated spectrum lives: the field itself is free to go."""
     weight = torch.randn(4, 3, 2, 3, 3, requires_grad=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opflow.kernels.backend import is_transformed
 from opflow.kernels.channel_mlp import cpu_kernel
 from opflow.kernels.channel_mlp.call import ChannelMLPCall
 from opflow.kernels.channel_mlp.gradients import perceptron_gradients
@@ -90,10 +91,10 @@ def _gradients(ctx: Any, g: Tensor | None, g_before: Tensor | None) -> tuple[Ten
     g_before = g_before if ctx.gelu else None  # what is not there has no gradient
     if g is None and g_before is None:
         return (None,) * 9
-    if g is not None and g_before is None and not torch.is_grad_enabled():
+    if g is not None and g_before is None and not is_transformed():
         gradients = ops.channel_mlp_backward(g, x, before, w1, b1, w2, beside, gate, ctx.gelu)
         return *(gradients if beside is not None else (*gradients[:5], None, None)), None, None
-    # Under differentiation: the same gradients from operations that know their own derivatives.
+    # The same gradients from operations with derivatives and vmap rules.
     parts = [
         part for part in (g_before, g if g is None or not ctx.gelu else gelu_backward(g, before)) if part is not None
     ]

@@ -30,7 +30,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Parts:
-    """What stands around the convolution; None where it does not. With a perceptron there is a skip and a gate."""
+    """What stands around the convolution; None where it does not.
+
+    Without a skip the convolution stands alone; with a perceptron there is a gate.
+    """
 
     skip: Tensor | None = None
     bias: Tensor | None = None
@@ -63,7 +66,7 @@ def forward(
     mixed = torch.bmm(rows, _matrices(weight, call)).view(*analysis.modes, 2, batch, c_out)
     if parts.bias is not None:
         mixed[(*_zero_mode(call), 0)] += parts.bias
-    if parts.skip is None and not gelu:
+    if parts.skip is None:
         y = synthesise(mixed.flatten(-2), synthesis).view(batch, c_out, *call.out_shape)
         return y, None, rows if keep else None, None
     y = x.new_empty(batch, c_out, *call.out_shape)
@@ -75,11 +78,8 @@ def forward(
         for piece, part in _pieces(chunk, x, call):
             # Where nothing is kept, the result's own memory holds what comes before it.
             u = (y if first is None else first)[piece]
-            if parts.skip is None:
-                u.copy_(convolved[part])
-            else:
-                field = channel_product(parts.skip, x[piece].flatten(2)).view(u.shape)
-                torch.add(field, convolved[part], out=u)
+            field = channel_product(parts.skip, x[piece].flatten(2)).view(u.shape)
+            torch.add(field, convolved[part], out=u)
             if gelu:
                 u = aten.gelu.out(u, out=y[piece])
             if parts.perceptron and parts.last_bias is not None and parts.gate is not None:
@@ -107,10 +107,16 @@ def backward(
     batch, (c_in, c_out) = len(g), call.channels
     analysis, synthesis = transforms(call)
     shape = (batch, c_in, *call.in_shape)
-    g_skip = None if parts.skip is None else torch.zeros_like(parts.skip)
+    if x is None or parts.skip is None:
+        spectrum = analyse(g.flatten(0, 1), synthesis).unflatten(-1, (batch, c_out))
+        g_weight, g_spectrum = _through_the_mixing(spectrum, rows, weight, call)
+        return Gradients(
+            synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, _of_zero_mode(spectrum, call)
+        )
+    g_skip = torch.zeros_like(parts.skip)
     g_mlp = None if parts.perceptron is None else parts.perceptron.gradients()
     g_gate = None if parts.gate is None else torch.zeros_like(parts.gate)
-    g_x = None if parts.skip is None else g.new_empty(shape)
+    g_x = g.new_empty(shape)
     spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
     forwards = transform(synthesis, g.dtype)
     for chunk in _samples(g, call):
@@ -118,7 +124,7 @@ def backward(
         total = torch.empty_like(g[chunk]) if gelu or g_mlp is not None else g[chunk]
         for piece, part in _pieces(chunk, g, call):
             here, through = g[piece], None
-            if g_mlp is not None and x is not None and g_gate is not None and parts.gate is not None:
+            if g_mlp is not None and g_gate is not None and parts.gate is not None:
                 here = aten.gelu_backward(here, second[piece]) if gelu else here
                 flat = here.flatten(2)
                 through = flat * parts.gate[:, None]
@@ -129,30 +135,40 @@ def backward(
                 aten.gelu_backward.grad_input(here, first[piece], grad_input=total[part])
             elif g_mlp is not None:
                 total[part] = here
-            if x is not None and g_x is not None and g_skip is not None and parts.skip is not None:
-                field = total[part].flatten(2)
-                add_outer_product(g_skip, field, x[piece].flatten(2))
-                field = channel_product(parts.skip.t(), field)
-                target = g_x[piece].flatten(2)
-                if through is None:
-                    target.copy_(field)
-                else:
-                    torch.add(field, through, out=target)
+            field = total[part].flatten(2)
+            add_outer_product(g_skip, field, x[piece].flatten(2))
+            field = channel_product(parts.skip.t(), field)
+            target = g_x[piece].flatten(2)
+            if through is None:
+                target.copy_(field)
+            else:
+                torch.add(field, through, out=target)
         spectrum[..., chunk, :] = forwards.analyse(total.flatten(0, 1)).unflatten(-1, (-1, c_out))
-    g_bias = spectrum[(*_zero_mode(call), 0)].sum(0)
-    g_mixed = spectrum.flatten(0, -4).flatten(1, 2)
-    g_kept = torch.bmm(rows.mT, g_mixed).view(*analysis.modes, 2, c_in, c_out)
-    g_weight = call.embedded_weight(g_kept, weight.shape)
-    g_rows = torch.bmm(g_mixed, _matrices(weight, call).mT)
-    g_spectrum = complex_rows_adjoint(g_rows).view(*analysis.modes, 2, batch, c_in)
-    if g_x is None:
-        return Gradients(synthesise(g_spectrum.flatten(-2), analysis).view(shape), g_weight, None, g_bias)
+    g_weight, g_spectrum = _through_the_mixing(spectrum, rows, weight, call)
     inverse = transform(analysis, g.dtype)
     for chunk in _samples(g, call):
         g_x[chunk] += inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
+    g_bias = _of_zero_mode(spectrum, call)
     if g_mlp is None or g_gate is None:
         return Gradients(g_x, g_weight, g_skip, g_bias)
     return Gradients(g_x, g_weight, g_skip, g_bias, (g_mlp.w1, g_mlp.b1, g_mlp.w2, g_mlp.b2, g_gate))
+
+
+def _through_the_mixing(
+    spectrum: Tensor, rows: Tensor, weight: Tensor, call: SpectralConvCall
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of the mixed spectrum (*modes, 2, batch, out) those of the weight and of the spectrum of x."""
+    *modes, two, batch, c_out = spectrum.shape
+    g_mixed = spectrum.flatten(0, -4).flatten(1, 2)
+    g_kept = torch.bmm(rows.mT, g_mixed).view(*modes, two, call.channels[0], c_out)
+    g_rows = torch.bmm(g_mixed, _matrices(weight, call).mT)
+    g_spectrum = complex_rows_adjoint(g_rows).view(*modes, two, batch, call.channels[0])
+    return call.embedded_weight(g_kept, weight.shape), g_spectrum
+
+
+def _of_zero_mode(spectrum: Tensor, call: SpectralConvCall) -> Tensor:
+    """The gradient of the bias: the sum over the field is its coefficient of k = 0."""
+    return spectrum[(*_zero_mode(call), 0)].sum(0)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""The CPU kernels as PyTorch operators: what autograd, torch.compile and opcheck know of them.
+"""The CPU kernels as PyTorch operators: what autograd, vmap, torch.compile and opcheck know of them.
 
     opflow::truncated_dft, opflow::truncated_dft_adjoint    the transforms, each the other's derivative
     opflow::fourier_layer, opflow::fourier_layer_backward   the fused layer and its gradients
@@ -8,12 +8,14 @@ Second and higher derivatives of the layer go through the transforms and plain p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from opflow.kernels.backend import is_transformed
 from opflow.kernels.channel_mlp.cpu_kernel import Perceptron
 from opflow.kernels.channel_mlp.gradients import perceptron_gradients
 from opflow.kernels.spectral_conv import cpu_layer
@@ -104,6 +106,23 @@ torch.library.register_autograd(
 )
 
 
+# Many vector-Jacobian products at once (`is_grads_batched`) map the backward pass: a map over fields joins the batch.
+
+
+@torch.library.register_vmap("opflow::truncated_dft")
+def _(info: Any, in_dims: Any, x: Tensor, *dft: Any) -> tuple[Tensor, int]:
+    x = x.movedim(in_dims[0], 0)
+    spectrum = ops.truncated_dft(x.flatten(0, 1), *dft)
+    return spectrum.unflatten(-2, x.shape[:2]), spectrum.ndim - 2
+
+
+@torch.library.register_vmap("opflow::truncated_dft_adjoint")
+def _(info: Any, in_dims: Any, spectrum: Tensor, shape: list[int], *dft: Any) -> tuple[Tensor, int]:
+    spectrum = spectrum.movedim(in_dims[0], -3)
+    x = ops.truncated_dft_adjoint(spectrum.flatten(-3, -2), shape, *dft)
+    return x.unflatten(0, spectrum.shape[-3:-1]), 0
+
+
 # --- the fused layer ------------------------------------------------------------------------------------------------
 
 
@@ -137,9 +156,7 @@ def _(
 def _(x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     w1, (n_modes, in_shape, out_shape, gelu, keep) = rest[0], rest[5:]
     call = _call(x, weight, n_modes, in_shape, out_shape)
-    modes = 1
-    for m in call.analysis().modes:
-        modes *= m
+    modes = math.prod(call.analysis().modes)
     y, nothing = x.new_empty(x.shape[0], call.channels[1], *call.out_shape), x.new_empty(0)
     return (
         y,
@@ -178,7 +195,8 @@ def _layer_gradients(
     g_first = g_first if gelu or perceptron[0] is not None else None
     g_second = g_second if gelu and perceptron[0] is not None else None
     rest = (None,) * 5
-    if g is not None and all(part is None for part in (g_first, g_rows, g_second)) and not torch.is_grad_enabled():
+    only_g = g is not None and all(part is None for part in (g_first, g_rows, g_second))
+    if only_g and not is_transformed():
         gradients = ops.fourier_layer_backward(g, x, first, rows, second, weight, skip, *perceptron, *ctx.shapes)
         given = (True, True, skip is not None, ctx.has_bias, *(part is not None for part in perceptron))
         return *(part if there else None for part, there in zip(gradients, given, strict=True)), *rest
@@ -188,7 +206,7 @@ def _layer_gradients(
 def _differentiable_gradients(
     ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients from operators that know their own derivatives, for derivatives of higher order."""
+    """The same gradients from operators with derivatives and vmap rules, for what `is_transformed` names."""
     x, weight, skip, first, rows, second, w1, b1, w2, _, gate = ctx.saved_tensors
     n_modes, in_shape, out_shape, gelu = ctx.shapes
     call = _call(weight, weight, n_modes, in_shape, out_shape)

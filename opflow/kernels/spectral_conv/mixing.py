@@ -23,10 +23,3 @@ def complex_rows_adjoint(rows: Tensor) -> Tensor:
     real = parts[:, 0, :, 0] + parts[:, 1, :, 1]
     imaginary = parts[:, 1, :, 0] - parts[:, 0, :, 1]
     return torch.stack([real, imaginary], dim=1)
-
-
-def mix(spectrum: Tensor, weight: Tensor) -> Tensor:
-    """Y_k = X_k R_k: (*modes, 2, batch, in) and (*modes, 2, in, out) -> (*modes, 2, batch, out)."""
-    rows = complex_rows(spectrum.flatten(0, -4))
-    mixed = torch.bmm(rows, weight.flatten(0, -4).flatten(1, 2))
-    return mixed.view(*spectrum.shape[:-1], weight.shape[-1])
