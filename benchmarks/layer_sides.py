@@ -28,7 +28,25 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-class LayerSides:
+class Sides:
+    """What is timed: one step, and one forward pass, of each side."""
+
+    def step(self, side: str) -> tuple[Tensor, ...]:
+        raise NotImplementedError(f"{type(self).__name__} has no step")
+
+    def forward(self, side: str) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no forward pass")
+
+    def steps(self, *sides: str) -> Arms:
+        """{side: its step}, to be timed."""
+        return {side: lambda side=side: self.step(side) for side in sides}
+
+    def forwards(self, *sides: str) -> Arms:
+        """{side: its forward pass}, to be timed."""
+        return {side: lambda side=side: self.forward(side) for side in sides}
+
+
+class LayerSides(Sides):
     """Both layers without a bias; a step is the forward pass and the gradients of x and of the weight.
 
     Args:
@@ -73,14 +91,6 @@ class LayerSides:
         """y alone."""
         with torch.no_grad():
             return self.modules[side](self.x)
-
-    def steps(self, *sides: str) -> Arms:
-        """{side: its step}, to be timed."""
-        return {side: lambda side=side: self.step(side) for side in sides}
-
-    def forwards(self, *sides: str) -> Arms:
-        """{side: its forward pass}, to be timed."""
-        return {side: lambda side=side: self.forward(side) for side in sides}
 
     def errors(self, *sides: str) -> dict[str, dict[str, float]]:
         """{side: relative L2 error against the float64 definition of y, of the gradient of x and of that of the weight}"""

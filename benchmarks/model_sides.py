@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from benchmarks import peer
 from benchmarks.definition import relative_error
-from benchmarks.layer_sides import Arms
+from benchmarks.layer_sides import Sides
 from opflow.interop import from_neuraloperator
 from opflow.layers import SpectralConv
 from opflow.models import FNO
 
 
-class ModelSides:
+class ModelSides(Sides):
     """The peer's FNO with its defaults and opflow's with the same weights; a step is the forward pass and all gradients.
 
     Args:
@@ -70,14 +70,6 @@ class ModelSides:
         """The output alone."""
         with torch.no_grad():
             return self.models[side](self.x)
-
-    def steps(self, *sides: str) -> Arms:
-        """{side: its step}, to be timed."""
-        return {side: lambda side=side: self.step(side) for side in sides}
-
-    def forwards(self, *sides: str) -> Arms:
-        """{side: its forward pass}, to be timed."""
-        return {side: lambda side=side: self.forward(side) for side in sides}
 
     def errors(self) -> dict[str, float]:
         """How far outputs lie apart, as a share of the largest value; and our gradients from float64, relative L2.

@@ -235,6 +235,37 @@ class Table:
         self.details.append({"what": what, "column": column, **goal, **detail})
 
 
+TRANSCRIPTION_WITHIN = 0.05  # of the time of the peer itself
+
+
+def further_rows(table: Table, titles: Mapping[str, str], measured: Mapping[str, Any], whats: Sequence[str]) -> None:
+    """The rows that are only reported, and how far the transcription of the peer is from the peer in time.
+
+    Args:
+        titles: the cases, as rows name them.
+        measured: {mode: {case: {what: seconds per arm and round}}}.
+    """
+    for what in whats:
+        for key, title in titles.items():
+            for mode in MODES:
+                if what in measured[mode.key][key]:
+                    table.ratio(f"{title}: {what}, peer time / ours", mode.column, measured[mode.key][key][what])
+    for key, title in titles.items():
+        for mode in MODES:
+            seconds = measured[mode.key][key]["step"]
+            if "transcription" not in seconds:
+                continue
+            of_peer = spread(ratios(seconds, "transcription", "peer"))
+            table.number(
+                f"{title}: |transcription of the peer / peer - 1|, time of a step",
+                mode.column,
+                100 * abs(of_peer["median"] - 1),
+                "%",
+                required=100 * TRANSCRIPTION_WITHIN,
+                transcription_over_peer=of_peer,
+            )
+
+
 def conditions(children: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the machine's description says of processes that measured on one core in several allocator modes."""
     columns = {mode.key: mode.column for mode in MODES}

@@ -17,7 +17,6 @@ from benchmarks.side_by_side import MODES, Table
 
 ERROR = 5e-7
 MEMORY, MEMORY_AMBITIOUS = 0.45, 0.35
-TRANSCRIPTION = 0.05
 PICTURE = side_by_side.ROOT / "docs" / "images" / "spectral_conv.png"
 
 
@@ -134,31 +133,8 @@ def fill(table: Table, measured: dict[str, Any]) -> None:
             required=ERROR,
             **errors,
         )
-    for what in ("forward only", "channels last", "two threads"):
-        for key in keys:
-            for mode in MODES:
-                if what in measured[mode.key][key]:
-                    name = f"layer {CASES[key].title}: {what}, peer time / ours"
-                    table.ratio(name, mode.column, measured[mode.key][key][what])
-    for key in keys:
-        for mode in MODES:
-            seconds = measured[mode.key][key]["step"]
-            if "transcription" in seconds:
-                transcription(table, f"layer {CASES[key].title}", mode.column, seconds)
-
-
-def transcription(table: Table, title: str, column: str, seconds: dict[str, list[float]]) -> None:
-    """How far the step time of the transcription is from that of the peer itself."""
-    per_round = side_by_side.ratios(seconds, "transcription", "peer")
-    spread = side_by_side.spread(per_round)
-    table.number(
-        f"{title}: |transcription of the peer / peer - 1|, time of a step",
-        column,
-        100 * abs(spread["median"] - 1),
-        "%",
-        required=100 * TRANSCRIPTION,
-        transcription_over_peer=spread,
-    )
+    titles = {key: f"layer {CASES[key].title}" for key in keys}
+    side_by_side.further_rows(table, titles, measured, ("forward only", "channels last", "two threads"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

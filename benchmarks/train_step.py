@@ -96,8 +96,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def fill(table: Table, measured: dict[str, Any]) -> None:
     """The rows of the models out of what the children measured: {mode: {case: ...}}."""
-    from benchmarks.spectral_conv import transcription
-
     keys = list(next(iter(measured.values())))
     for key in keys:
         case, what = CASES[key], f"FNO {CASES[key].title}: step, peer time / ours"
@@ -116,16 +114,8 @@ def fill(table: Table, measured: dict[str, Any]) -> None:
             differences=errors,
             parameters=measured["default"][key]["parameters"],
         )
-    for what in ("forward only", "two threads"):
-        for key in keys:
-            for mode in MODES:
-                if what in measured[mode.key][key]:
-                    name = f"FNO {CASES[key].title}: {what}, peer time / ours"
-                    table.ratio(name, mode.column, measured[mode.key][key][what])
-    for key in keys:
-        for mode in MODES:
-            if "transcription" in measured[mode.key][key]["step"]:
-                transcription(table, f"FNO {CASES[key].title}", mode.column, measured[mode.key][key]["step"])
+    titles = {key: f"FNO {CASES[key].title}" for key in keys}
+    side_by_side.further_rows(table, titles, measured, ("forward only", "two threads"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
