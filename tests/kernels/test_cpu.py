@@ -103,7 +103,7 @@ def test_operators_pass_pytorchs_own_checks() -> None:
         torch.library.opcheck(ops.fourier_layer.default, layer)
     points = torch.randn(2, 3, 30, dtype=f64, requires_grad=True)
     for given in ((points.detach().clone().requires_grad_(), bias), (None, None)):
-        torch.library.opcheck(ops.channel_mlp.default, (points, w1, b1, w2, b2, *given, True, True))
+        torch.library.opcheck(ops.channel_mlp.default, (points, w1, b1, w2, b2, *given, True))
 
 
 def test_function_transforms() -> None:
@@ -190,8 +190,9 @@ def test_products_without_onednn(monkeypatch) -> None:
 
 def test_pieces_cover_the_field_once() -> None:
     for shape in ((1, 3, 5), (40, 3, 5), (3, 64, 100_000), (2, 3, 0), (0, 3, 8)):
-        counts = torch.zeros(shape)
-        for piece in cpu_kernel._pieces(counts, torch.empty(64, shape[1]), torch.empty(3, 64)):
+        counts, unused = torch.zeros(shape), torch.empty(0)
+        perceptron = cpu_kernel.Perceptron(torch.empty(64, shape[1]), unused, torch.empty(3, 64), unused, None)
+        for piece in cpu_kernel._pieces(counts, perceptron):
             counts[piece] += 1
         assert (counts == 1).all()
 

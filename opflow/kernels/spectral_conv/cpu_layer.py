@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opflow.kernels.channel_mlp.cpu_kernel import Perceptron, add_outer_product, channel_dot
+from opflow.kernels.channel_mlp.cpu_kernel import Perceptron, PerceptronGradients, add_outer_product
 from opflow.kernels.cpu_products import channel_product, samples_per_piece
 from opflow.kernels.spectral_conv.call import SpectralConvCall
 from opflow.kernels.spectral_conv.cpu_transform import analyse, chunks, synthesise, transform
@@ -38,26 +38,24 @@ class Parts:
     skip: Tensor | None = None
     bias: Tensor | None = None
     perceptron: Perceptron | None = None
-    last_bias: Tensor | None = None
-    gate: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """One per input, in the order of the operator; None where there is none."""
+    """One per input; None where there is none."""
 
     x: Tensor
     weight: Tensor
     skip: Tensor | None
     bias: Tensor
-    perceptron: tuple[Tensor, ...] = (None,) * 5  # type: ignore[assignment]
+    perceptron: PerceptronGradients | None = None
 
 
 def forward(
     x: Tensor, weight: Tensor, parts: Parts, call: SpectralConvCall, gelu: bool, keep: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The result (batch, out, *out_shape), and if `keep`, what the backward pass needs: the pre-activations of both
-    halves and the spectrum as `complex_rows`.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The result (batch, out, *out_shape), and if `keep`, what the backward pass needs: the pre-activation of the first
+    half and the spectrum as `complex_rows`.
     """
     x = x.contiguous()
     (batch, c_in), c_out = x.shape[:2], call.channels[1]
@@ -68,10 +66,9 @@ def forward(
         mixed[(*_zero_mode(call), 0)] += parts.bias
     if parts.skip is None:
         y = synthesise(mixed.flatten(-2), synthesis).view(batch, c_out, *call.out_shape)
-        return y, None, rows if keep else None, None
+        return y, None, rows if keep else None
     y = x.new_empty(batch, c_out, *call.out_shape)
     first = torch.empty_like(y) if keep and (gelu or parts.perceptron) else None
-    second = torch.empty_like(y) if keep and gelu and parts.perceptron else None
     inverse = transform(synthesis, x.dtype)
     for chunk in _samples(x, call):
         convolved = inverse.synthesise(mixed[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_out))
@@ -82,13 +79,9 @@ def forward(
             torch.add(field, convolved[part], out=u)
             if gelu:
                 u = aten.gelu.out(u, out=y[piece])
-            if parts.perceptron and parts.last_bias is not None and parts.gate is not None:
-                total = parts.perceptron(u.flatten(2)).addcmul_(parts.gate[:, None], x[piece].flatten(2))
-                target = (y if second is None else second)[piece]
-                torch.add(total, parts.last_bias[:, None], out=target.flatten(2))
-                if gelu:
-                    aten.gelu.out(target, out=y[piece])
-    return y, first, rows if keep else None, second
+            if parts.perceptron:
+                parts.perceptron(u.flatten(2), x[piece].flatten(2), gelu, y[piece].flatten(2))
+    return y, first, rows if keep else None
 
 
 def backward(
@@ -96,7 +89,6 @@ def backward(
     x: Tensor | None,
     first: Tensor,
     rows: Tensor,
-    second: Tensor,
     weight: Tensor,
     parts: Parts,
     call: SpectralConvCall,
@@ -115,7 +107,6 @@ def backward(
         )
     g_skip = torch.zeros_like(parts.skip)
     g_mlp = None if parts.perceptron is None else parts.perceptron.gradients()
-    g_gate = None if parts.gate is None else torch.zeros_like(parts.gate)
     g_x = g.new_empty(shape)
     spectrum = g.new_empty(*synthesis.modes, 2, batch, c_out)
     forwards = transform(synthesis, g.dtype)
@@ -124,13 +115,10 @@ def backward(
         total = torch.empty_like(g[chunk]) if gelu or g_mlp is not None else g[chunk]
         for piece, part in _pieces(chunk, g, call):
             here, through = g[piece], None
-            if g_mlp is not None and g_gate is not None and parts.gate is not None:
-                here = aten.gelu_backward(here, second[piece]) if gelu else here
-                flat = here.flatten(2)
-                through = flat * parts.gate[:, None]
-                g_gate += channel_dot(flat, x[piece].flatten(2))
+            if g_mlp is not None:
                 u = aten.gelu(first[piece]) if gelu else first[piece]
-                here = g_mlp.add(flat, u.flatten(2)).view(here.shape)
+                flat, through = g_mlp.add(here.flatten(2), u.flatten(2), x[piece].flatten(2), gelu)
+                here = flat.view(here.shape)
             if gelu:
                 aten.gelu_backward.grad_input(here, first[piece], grad_input=total[part])
             elif g_mlp is not None:
@@ -149,9 +137,7 @@ def backward(
     for chunk in _samples(g, call):
         g_x[chunk] += inverse.synthesise(g_spectrum[..., chunk, :].flatten(-2)).unflatten(0, (-1, c_in))
     g_bias = _of_zero_mode(spectrum, call)
-    if g_mlp is None or g_gate is None:
-        return Gradients(g_x, g_weight, g_skip, g_bias)
-    return Gradients(g_x, g_weight, g_skip, g_bias, (g_mlp.w1, g_mlp.b1, g_mlp.w2, g_mlp.b2, g_gate))
+    return Gradients(g_x, g_weight, g_skip, g_bias, g_mlp)
 
 
 def _through_the_mixing(

@@ -33,11 +33,11 @@ PERCEPTRON = "Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, Tensor? gate"
 torch.library.define(
     "opflow::fourier_layer",
     f"(Tensor x, Tensor weight, Tensor? skip, Tensor? bias, {PERCEPTRON}, {SHAPES}, bool keep)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "opflow::fourier_layer_backward",
-    "(Tensor g, Tensor? x, Tensor first, Tensor rows, Tensor second, Tensor weight, Tensor? skip,"
+    "(Tensor g, Tensor? x, Tensor first, Tensor rows, Tensor weight, Tensor? skip,"
     f" {PERCEPTRON}, {SHAPES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 ops = torch.ops.opflow
@@ -128,9 +128,9 @@ def _(info: Any, in_dims: Any, spectrum: Tensor, shape: list[int], *dft: Any) ->
 
 def _parts(skip: Tensor | None, bias: Tensor | None, perceptron: Sequence[Tensor | None]) -> cpu_layer.Parts:
     w1, b1, w2, b2, gate = perceptron
-    if w1 is None or b1 is None or w2 is None:
+    if w1 is None or b1 is None or w2 is None or b2 is None:
         return cpu_layer.Parts(skip, bias)
-    return cpu_layer.Parts(skip, bias, Perceptron(w1, b1, w2), b2, gate)
+    return cpu_layer.Parts(skip, bias, Perceptron(w1, b1, w2, b2, gate))
 
 
 @torch.library.impl("opflow::fourier_layer", "cpu")
@@ -143,12 +143,14 @@ def _(x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, *rest
 
 @torch.library.impl("opflow::fourier_layer_backward", "cpu")
 def _(
-    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, second: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
+    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:  # fmt: skip
     perceptron, (n_modes, in_shape, out_shape, gelu) = rest[:5], rest[5:]
     call = _call(g, weight, n_modes, in_shape, out_shape)
-    found = cpu_layer.backward(g, x, first, rows, second, weight, _parts(skip, None, perceptron), call, gelu)
-    gradients = (found.x, found.weight, found.skip, found.bias, *found.perceptron)
+    found = cpu_layer.backward(g, x, first, rows, weight, _parts(skip, None, perceptron), call, gelu)
+    mlp = found.perceptron
+    of_mlp = (None,) * 5 if mlp is None else (mlp.w1, mlp.b1, mlp.w2, mlp.b2, mlp.gate)
+    gradients = (found.x, found.weight, found.skip, found.bias, *of_mlp)
     return tuple(g.new_empty(0) if part is None else part for part in gradients)
 
 
@@ -162,13 +164,12 @@ def _(x: Tensor, weight: Tensor, skip: Tensor | None, bias: Tensor | None, *rest
         y,
         torch.empty_like(y) if keep and (gelu or w1 is not None) else nothing,
         x.new_empty(modes, 2 * x.shape[0], 2 * call.channels[0]) if keep else x.new_empty(0),
-        torch.empty_like(y) if keep and gelu and w1 is not None else x.new_empty(0),
     )
 
 
 @torch.library.register_fake("opflow::fourier_layer_backward")
 def _(
-    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, second: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
+    g: Tensor, x: Tensor | None, first: Tensor, rows: Tensor, weight: Tensor, skip: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:  # fmt: skip
     perceptron, (_, in_shape, _, _) = rest[:5], rest[5:]
     like = [g.new_empty(0) if part is None else part.new_empty(part.shape) for part in (skip, *perceptron)]
@@ -186,41 +187,35 @@ def _remember_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.save_for_backward(None if skip is None else x, weight, skip, *output[1:], *perceptron)
 
 
-def _layer_gradients(
-    ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
-) -> tuple[Any, ...]:
-    x, weight, skip, first, rows, second, *perceptron = ctx.saved_tensors
-    gelu = ctx.shapes[-1]
+def _layer_gradients(ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None) -> tuple[Any, ...]:
+    x, weight, skip, first, rows, *perceptron = ctx.saved_tensors
     # What is not there has no gradient.
-    g_first = g_first if gelu or perceptron[0] is not None else None
-    g_second = g_second if gelu and perceptron[0] is not None else None
+    g_first = g_first if ctx.shapes[-1] or perceptron[0] is not None else None
     rest = (None,) * 5
-    only_g = g is not None and all(part is None for part in (g_first, g_rows, g_second))
-    if only_g and not is_transformed():
-        gradients = ops.fourier_layer_backward(g, x, first, rows, second, weight, skip, *perceptron, *ctx.shapes)
+    if g is not None and g_first is None and g_rows is None and not is_transformed():
+        gradients = ops.fourier_layer_backward(g, x, first, rows, weight, skip, *perceptron, *ctx.shapes)
         given = (True, True, skip is not None, ctx.has_bias, *(part is not None for part in perceptron))
         return *(part if there else None for part, there in zip(gradients, given, strict=True)), *rest
-    return *_differentiable_gradients(ctx, g, g_first, g_rows, g_second), *rest
+    return *_differentiable_gradients(ctx, g, g_first, g_rows), *rest
 
 
 def _differentiable_gradients(
-    ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None, g_second: Tensor | None
+    ctx: Any, g: Tensor | None, g_first: Tensor | None, g_rows: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The same gradients from operators with derivatives and vmap rules, for what `is_transformed` names."""
-    x, weight, skip, first, rows, second, w1, b1, w2, _, gate = ctx.saved_tensors
+    x, weight, skip, first, rows, *perceptron = ctx.saved_tensors
     n_modes, in_shape, out_shape, gelu = ctx.shapes
     call = _call(weight, weight, n_modes, in_shape, out_shape)
     g_x: Tensor | None = None
     g_mlp: tuple[Tensor | None, ...] = (None,) * 5
-    if w1 is not None:
-        total = _sum(gelu_backward(g, second) if gelu and g is not None else g, g_second)
-        g = None
-        if total is not None:
-            flat, u = total.flatten(2), (torch.nn.functional.gelu(first) if gelu else first).flatten(2)
-            g_u, *gradients = perceptron_gradients(flat, u, w1, b1, w2)
-            g_mlp = (*gradients, (flat * x.flatten(2)).sum((0, 2)))
-            g_x = total * gate.view(-1, *[1] * len(in_shape))
-            g = g_u.view(first.shape)
+    if perceptron[0] is not None and g is not None:
+        w1, b1, w2, b2, gate = perceptron
+        u = torch.nn.functional.gelu(first) if gelu else first
+        found = perceptron_gradients(g.flatten(2), u.flatten(2), w1, b1, w2, b2, x.flatten(2), gate, gelu)
+        g_u, *of_weights, through, of_gate = found
+        g_mlp = (*of_weights, of_gate)
+        g = None if g_u is None else g_u.view(first.shape)
+        g_x = None if through is None else through.view(x.shape)
     total = _sum(gelu_backward(g, first) if gelu and g is not None else g, g_first)
     g_weight = g_skip = g_bias = None
     if total is not None:
