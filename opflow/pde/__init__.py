@@ -1,7 +1,17 @@
-"""Ingredients of partial differential equations: derivatives and random fields."""
+"""Ingredients of partial differential equations: derivatives, random fields and the spectral time stepper."""
 
 from opflow.pde.derivatives.autograd import AutogradDerivatives
 from opflow.pde.derivatives.grid import GridDerivatives
-from opflow.pde.random_field import CosineField
+from opflow.pde.fourier_space import FourierSpace
+from opflow.pde.random_field import CosineField, PeriodicField
+from opflow.pde.stepper import IntegrationFailed, SpectralStepper
 
-__all__ = ["AutogradDerivatives", "CosineField", "GridDerivatives"]
+__all__ = [
+    "AutogradDerivatives",
+    "CosineField",
+    "FourierSpace",
+    "GridDerivatives",
+    "IntegrationFailed",
+    "PeriodicField",
+    "SpectralStepper",
+]
