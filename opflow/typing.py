@@ -114,9 +114,9 @@ def check_field(x: Tensor, channels: int, dim: int | None, like: Tensor, owner: 
     check_placement(x, like, owner)
 
 
-def check_placement(x: Tensor, like: Tensor, owner: str) -> None:
+def check_placement(x: Tensor, like: Tensor, owner: str, name: str = "x") -> None:
     """Raise unless `x` has the device and the dtype of `owner`'s parameters, such as `like`; autocast may mix dtypes."""
     if x.device != like.device:
-        raise ValueError(f"x is on {x.device} but {owner} is on {like.device}; move one with .to(device).")
+        raise ValueError(f"{name} is on {x.device} but {owner} is on {like.device}; move one with .to(device).")
     if x.dtype != like.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
-        raise TypeError(f"x is {x.dtype} but {owner} works in {like.dtype}; convert one with .to(dtype).")
+        raise TypeError(f"{name} is {x.dtype} but {owner} works in {like.dtype}; convert one with .to(dtype).")

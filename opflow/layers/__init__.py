@@ -1,5 +1,7 @@
 """Layers: the parts that operator models are made of."""
 
+from opflow.layers.branch_trunk import BranchTrunk
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures
 from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
@@ -8,9 +10,12 @@ from opflow.layers.spectral_conv import SpectralConv
 
 __all__ = [
     "MLP",
+    "BoxCoordinates",
+    "BranchTrunk",
     "ChannelLinear",
     "ChannelMLP",
     "DomainPadding",
+    "FourierFeatures",
     "FourierLayer",
     "GridEmbedding",
     "Normalized",

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from opflow.layers.normalizer import Normalized, Normalizer
+from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 
-MODELS = {"FNO": FNO}
+MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO}
 
 
 def build_model(recipe: Mapping[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 from opflow.pde.derivatives.autograd import AutogradDerivatives
 from opflow.pde.derivatives.grid import GridDerivatives
 from opflow.pde.fourier_space import FourierSpace
+from opflow.pde.kernel_field import SquaredExponentialField
 from opflow.pde.random_field import CosineField, PeriodicField
 from opflow.pde.stepper import IntegrationFailed, SpectralStepper
 
@@ -14,4 +15,5 @@ __all__ = [
     "IntegrationFailed",
     "PeriodicField",
     "SpectralStepper",
+    "SquaredExponentialField",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -66,7 +67,7 @@ def _gauss(rate: Callable[[Array, Array], Array], forcing: Any, ends: Array, ste
     state = np.zeros((n_unknowns, forcing.c.shape[1]))
     states = np.empty((*state.shape, len(ends) - 1))
     with np.errstate(over="ignore", invalid="ignore"):  # a blow-up is said by `integrate`
-        for number, (start, end) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for number, (start, end) in enumerate(itertools.pairwise(ends)):
             h = (end - start) / steps
             if h > 0:
                 for u in forcing(start + h * (np.arange(steps)[:, None] + c)):  # (stage, n)

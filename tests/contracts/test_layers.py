@@ -16,9 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from opflow.fourier import resample
 from opflow.layers import (
     MLP,
+    BoxCoordinates,
+    BranchTrunk,
     ChannelLinear,
     ChannelMLP,
     DomainPadding,
+    FourierFeatures,
     FourierLayer,
     GridEmbedding,
     Normalized,
@@ -26,7 +29,7 @@ from opflow.layers import (
     SoftGate,
     SpectralConv,
 )
-from opflow.models import FNO
+from opflow.models import FNO, DeepONet
 
 
 @dataclass
@@ -38,7 +41,21 @@ class Case:
     channel_axis: int = 1
     same_at_every_resolution: bool = False  # the theorem of resolution is claimed
     compiles_fast: bool = False  # compile and export belong to the fast suite
+    points: int | None = None  # the output lives on so many points of its own, and the input's axes are fixed
     parametrised: bool = True  # it has parameters or buffers that fix channels, dtype and device
+
+
+class Given(nn.Module):
+    """A module of several arguments as one of the first; the others are buffers, which follow its dtype and state dict."""
+
+    def __init__(self, module: nn.Module, *arguments: torch.Tensor) -> None:
+        super().__init__()
+        self.module, self.n_arguments = module, len(arguments)
+        for i, argument in enumerate(arguments):
+            self.register_buffer(f"argument{i}", argument)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x, *(self.get_buffer(f"argument{i}") for i in range(self.n_arguments)))
 
 
 CASES = [
@@ -82,6 +99,30 @@ CASES = [
         (2, 2, 6),
         1,
     ),
+    Case(
+        "BranchTrunk",
+        lambda: Given(BranchTrunk(2), torch.randn(6, 1, 5)),
+        (3, 2, 5),
+        2,
+        channel_axis=-1,
+        points=6,
+    ),
+    Case("FourierFeatures", lambda: FourierFeatures(2, 6), (2, 7, 2), 6, channel_axis=-1),
+    Case(
+        "BoxCoordinates", lambda: BoxCoordinates(((0, 1), (-2, 3))), (2, 7, 2), 2, channel_axis=-1, parametrised=False
+    ),
+    Case(
+        "DeepONet",
+        lambda: Given(
+            DeepONet.build(
+                (4, 3), 2, 2, 2, basis=3, branch=(5,), trunk=(4,), trunk_features=6, domain=((0, 1), (-1, 2))
+            ),
+            torch.rand(7, 2),
+        ),
+        (2, 2, 4, 3),
+        2,
+        points=7,
+    ),
     Case("FNO1d", lambda: FNO.build(6, 1, 2, 3, n_layers=2), (2, 1, 16), 2),
     Case(
         "FNO2d",
@@ -113,6 +154,8 @@ def made(case: Case, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, tor
 
 
 def expected_shape(case: Case, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if case.points is not None:
+        return (input_shape[0], case.points, case.output_channels)
     shape = list(input_shape)
     shape[case.channel_axis] = case.output_channels
     return tuple(shape)
@@ -122,7 +165,7 @@ def expected_shape(case: Case, input_shape: tuple[int, ...]) -> tuple[int, ...]:
 def test_output_shape_also_at_other_sizes(case: Case) -> None:
     model, x = made(case)
     assert model(x).shape == expected_shape(case, case.input)
-    for larger in (1, 2):
+    for larger in (1, 2) if case.points is None else ():
         shape = tuple(n + larger if i >= 2 and case.channel_axis == 1 else n for i, n in enumerate(case.input))
         assert model(torch.randn(shape, dtype=x.dtype)).shape == expected_shape(case, shape)
 
@@ -297,6 +340,7 @@ def compile_and_export(case: Case) -> None:
     model, _ = made(case, torch.float32)
     model.eval()
     free = range(2, len(case.input)) if case.channel_axis == 1 else range(1, 2)  # grid axes, or the points
+    free = free if case.points is None else range(0)
 
     def sample(batch: int, more: int) -> torch.Tensor:
         return torch.randn(batch, *(max(n, 16) + more if i in free else n for i, n in enumerate(case.input) if i))

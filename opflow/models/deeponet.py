@@ -1,0 +1,209 @@
+"""The deep operator network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from opflow.layers.branch_trunk import BranchTrunk
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, as_box
+from opflow.layers.mlp import MLP
+from opflow.models.fno import ACTIVATIONS
+from opflow.typing import Field, Points, check_field, check_placement
+
+# Which of (branch, trunk) has coefficients or functions for every output apart; "independent" has nets apart besides.
+MULTI_OUTPUT = {
+    "independent": (True, True),
+    "split_both": (True, True),
+    "split_branch": (True, False),
+    "split_trunk": (False, True),
+}
+
+
+class OutputGroups(nn.Module):
+    """Nets side by side, their outputs in groups: (..., in) -> (..., groups, width)
+
+    >>> OutputGroups([nn.Linear(3, 8)], groups=2)(torch.zeros(5, 3)).shape
+    torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, nets: Iterable[nn.Module], groups: int) -> None:
+        super().__init__()
+        self.nets, self.groups = nn.ModuleList(nets), groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every net to the same input."""
+        return torch.cat([net(x) for net in self.nets], dim=-1).unflatten(-1, (self.groups, -1))
+
+
+class DeepONet(nn.Module):
+    """G(u)(y) = sum_k b_k(u(x_1), ..., u(x_m)) t_k(y) + b_0   (Lu et al. 2021, "DeepONet", eq. 2).
+
+    The branch b sees the input function at fixed sensors x_i, the trunk t any coordinates y. So the output can be asked
+    for anywhere, while the sensors are those of the training: the theorem of resolution is not claimed.
+
+    Takes its parts; `DeepONet.build` makes the usual ones from plain values.
+
+    Args:
+        branch: b, (batch, channel, *sensors) -> (batch, out or 1, basis).
+        trunk: t, (..., dim) -> (..., out or 1, basis).
+        combine: the sum, with an axis of outputs.
+        sensors: the shape of the sensors' grid.
+        in_channels: of the input function.
+        coord_dim: the dimension of the coordinates.
+        domain: (low, high) per coordinate; points outside are refused, but not in a graph that is compiled or exported,
+            nor under vmap, where values cannot be looked at. None takes any point.
+
+    >>> model = DeepONet.build(100, 1, domain=((0.0, 1.0),))
+    >>> model(torch.zeros(2, 1, 100), torch.rand(7, 1)).shape
+    torch.Size([2, 7, 1])
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        trunk: nn.Module,
+        combine: BranchTrunk,
+        *,
+        sensors: Sequence[int],
+        in_channels: int = 1,
+        coord_dim: int = 1,
+        domain: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.branch, self.trunk, self.combine = branch, trunk, combine
+        self.sensors, self.in_channels, self.coord_dim = tuple(sensors), in_channels, coord_dim
+        self.domain = None if domain is None else as_box(domain, coord_dim)
+        self.recipe: dict[str, object] | None = None
+
+    def forward(self, u: Field, coords: Points) -> Tensor:
+        """u (batch, channel, *sensors), coords (points, dim) or (batch, points, dim) -> (batch, points, out)
+
+        Coordinates without a batch are the same for all samples, and cost the trunk once.
+        """
+        self._check(u, coords)
+        return self.combine(self.branch(u), self.trunk(coords))
+
+    def _check(self, u: Field, coords: Points) -> None:
+        like = next(self.parameters())
+        check_field(u, self.in_channels, len(self.sensors), like, "DeepONet")
+        if tuple(u.shape[2:]) != self.sensors:
+            raise ValueError(
+                f"u has shape {tuple(u.shape)} but DeepONet expects the sensors that it was built for, "
+                f"(batch, {self.in_channels}, {', '.join(map(str, self.sensors))}); its branch is tied to them, so "
+                "interpolate u there, or train a model for the new layout."
+            )
+        if coords.ndim not in (2, 3) or coords.shape[-1] != self.coord_dim:
+            raise ValueError(
+                f"coords has shape {tuple(coords.shape)} but DeepONet expects (points, {self.coord_dim}), the same for "
+                f"all samples, or (batch, points, {self.coord_dim})."
+            )
+        if coords.ndim == 3 and coords.shape[0] not in (1, u.shape[0]):
+            raise ValueError(
+                f"coords has {coords.shape[0]} sets of points but u has {u.shape[0]} samples; give one set a sample, "
+                "or one set (points, dim) for all."
+            )
+        check_placement(coords, like, "DeepONet", "coords")
+        if self.domain is not None and not _is_traced():
+            self._check_domain(coords.detach())
+
+    def _check_domain(self, coords: Tensor) -> None:
+        assert self.domain is not None
+        for axis, (low, high) in enumerate(self.domain):
+            slack = 4 * torch.finfo(coords.dtype).eps * max(abs(low), abs(high))  # an end point may round outwards
+            column = coords[..., axis]
+            bad = ~((column >= low - slack) & (column <= high + slack))
+            if bool(bad.any()):
+                raise ValueError(
+                    f"{int(bad.sum())} of {bad.numel()} points lie outside the domain that DeepONet was built for: "
+                    f"coordinate {axis} is {float(column[bad][0]):g} but [{low:g}, {high:g}] is expected; a trunk "
+                    "does not extrapolate, so ask inside, or build with a larger domain."
+                )
+
+    @classmethod
+    def build(
+        cls,
+        sensors: int | Sequence[int],
+        coord_dim: int = 1,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        basis: int = 64,
+        branch: Sequence[int] = (128, 128),
+        trunk: Sequence[int] = (128, 128),
+        multi_output: str = "independent",
+        trunk_features: int | None = None,
+        fourier_scale: float = 1.0,
+        activation: str = "gelu",
+        domain: Sequence[Sequence[float]] | None = None,
+    ) -> DeepONet:
+        """The usual parts from plain values, which `model.recipe` keeps.
+
+        Args:
+            sensors: the shape of the grid on which the input function is given, a number in one dimension.
+            coord_dim: the dimension of the coordinates.
+            basis: how many products are summed.
+            branch: hidden widths of the branch, whose last layer is linear.
+            trunk: hidden widths of the trunk, whose last layer has the activation too.
+            multi_output: how several outputs share the nets (the names of Lu et al. 2022, section 3.1.6):
+                "independent", a branch and a trunk for each; "split_both", one branch and one trunk whose outputs are
+                split among them; "split_branch", only the branch's outputs are split, and the functions t_k shared;
+                "split_trunk", only the trunk's are split, and the coefficients b_k shared.
+            trunk_features: so many random Fourier features of the coordinates go into the trunk; None for the
+                coordinates themselves.
+            fourier_scale: deviation of their frequencies, in cycles per unit of length; with a domain, the units are
+                those of the box [-1, 1]^dim.
+            activation: "gelu", "relu", "silu" or "tanh".
+            domain: (low, high) per coordinate: maps it to [-1, 1] before the trunk, and refuses points outside.
+        """
+        shape = (sensors,) if isinstance(sensors, int) else tuple(sensors)
+        widths = {"branch": list(branch), "trunk": list(trunk), "sensors": list(shape)}
+        numbers = {"coord_dim": [coord_dim], "in_channels": [in_channels], "out_channels": [out_channels]}
+        for name, values in (widths | numbers | {"basis": [basis]}).items():
+            if not all(isinstance(n, int) and n > 0 for n in values) or (name == "sensors" and not values):
+                raise ValueError(f"{name} is {values if len(values) != 1 else values[0]}; give positive whole numbers.")
+        for name, option, known in (
+            ("multi_output", multi_output, tuple(MULTI_OUTPUT)),
+            ("activation", activation, tuple(ACTIVATIONS)),
+        ):
+            if option not in known:
+                raise ValueError(f"{name} is {option!r}; give one of {known}.")
+        box = None if domain is None else as_box(domain, coord_dim)
+        make_activation = ACTIVATIONS[activation]
+        nets = out_channels if multi_output == "independent" else 1
+
+        def groups(inputs: int, hidden: Sequence[int], apart: bool, *, is_trunk: bool) -> OutputGroups:
+            count = out_channels if apart else 1
+            sizes = (inputs, *hidden, basis * count // nets)
+            perceptrons = [MLP(sizes, activation=make_activation()) for _ in range(nets)]
+            return OutputGroups([nn.Sequential(p, make_activation()) if is_trunk else p for p in perceptrons], count)
+
+        apart = MULTI_OUTPUT[multi_output]
+        functions: list[nn.Module] = [] if box is None else [BoxCoordinates(box)]
+        if trunk_features is not None:
+            functions.append(FourierFeatures(coord_dim, trunk_features, scale=fourier_scale))
+        functions.append(groups(trunk_features or coord_dim, trunk, apart[1], is_trunk=True))
+        model = cls(
+            nn.Sequential(nn.Flatten(1), groups(in_channels * math.prod(shape), branch, apart[0], is_trunk=False)),
+            nn.Sequential(*functions),
+            BranchTrunk(out_channels),
+            sensors=shape,
+            in_channels=in_channels,
+            coord_dim=coord_dim,
+            domain=box,
+        )
+        model.recipe = {
+            "model": cls.__name__, "sensors": list(shape), "coord_dim": coord_dim, "in_channels": in_channels,
+            "out_channels": out_channels, "basis": basis, "branch": list(branch), "trunk": list(trunk),
+            "multi_output": multi_output, "trunk_features": trunk_features, "fourier_scale": fourier_scale,
+            "activation": activation, "domain": None if box is None else [list(pair) for pair in box],
+        }  # fmt: skip
+        return model
+
+
+def _is_traced() -> bool:
+    """Whether values cannot be looked at: in a graph that is compiled, exported or captured, or under torch.func."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
