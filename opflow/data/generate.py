@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def generate(
     resume: bool = False,
     block: int = 32,
     samples_per_file: int = 256,
+    times: Sequence[float] | None = None,
     dtype: torch.dtype = torch.float32,
     rtol: float = 1e-10,
     device: torch.device | str = "cpu",
@@ -65,6 +66,8 @@ def generate(
         resume: continue in a folder that was begun; parts whose hash agrees are kept.
         block: samples computed together.
         samples_per_file: samples a part, a multiple of `block`.
+        times: store the unknowns at these evenly spaced times, the first 0, as fields on the grid of (t, *space): the targets of
+            the data set, whose first frames are the inputs, which are not stored again. None stores inputs and unknowns on `grid`.
         dtype: what is stored, torch.float32 or torch.float64; computed in float64.
         rtol: the solver's relative tolerance.
         device: where to solve.
@@ -91,14 +94,16 @@ def generate(
     n_parts = -(-n // samples_per_file)
     if n_parts > MAX_PARTS:
         raise ValueError(f"{n_parts} parts would be made; {MAX_PARTS} is the limit: raise samples_per_file.")
+    parameters = _parameters(problem)
+    stored_grid, inputs = (grid, problem.inputs) if times is None else (_space_time(problem, grid, times), ())
     recipe = {
         "schema": SCHEMA,
         "problem": type(problem).__name__,
-        "parameters": _parameters(problem),
+        "parameters": parameters,
         "cutoff": _plain(getattr(problem, "cutoff", None), "cutoff"),
-        "inputs": list(check_names(problem.inputs, "input")),
+        "inputs": list(check_names(inputs, "input")),
         "targets": list(check_names(problem.unknowns, "unknown")),
-        "grid": grid.to_json(),
+        "grid": stored_grid.to_json(),
         "n": n,
         "split": check_name(split, "split"),
         "seed": seed,
@@ -127,16 +132,16 @@ def generate(
             if resume and _is_done(path, recipe):
                 bar.update(stop - start)
                 continue
-            fields: dict[str, list[Tensor]] = {name: [] for name in (*problem.inputs, *problem.unknowns)}
-            for values, kept in _blocks(problem, recipe, start, stop, grid, dtype, device):
+            fields: dict[str, list[Tensor]] = {name: [] for name in (*inputs, *problem.unknowns)}
+            for values, kept in _blocks(problem, recipe, start, stop, grid, times, dtype, device):
                 for name, field in values.items():
                     fields[name].append(field)
                 bar.update(kept)
             write_dataset(
                 path,
                 {name: torch.cat(blocks) for name, blocks in fields.items()},
-                grid,
-                inputs=problem.inputs,
+                stored_grid,
+                inputs=inputs,
                 targets=problem.unknowns,
                 index=np.arange(start, stop),
                 split=split,
@@ -153,6 +158,7 @@ def _blocks(
     start: int,
     stop: int,
     grid: Grid,
+    times: Sequence[float] | None,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Iterator[tuple[dict[str, Tensor], int]]:
@@ -161,18 +167,41 @@ def _blocks(
         indices = range(first, first + recipe["block"])
         kept = min(stop, indices.stop) - first
         inputs = problem.sample(indices, grid, seed=recipe["seed"], split=recipe["split"])
-        solved = problem.solve({name: field.to(device) for name, field in inputs.items()}, grid, rtol=recipe["rtol"])
+        on_device = {name: field.to(device) for name, field in inputs.items()}
+        if times is None:
+            solved = problem.solve(on_device, grid, rtol=recipe["rtol"])
+        else:
+            solved = problem.solve(on_device, grid, times=times, rtol=recipe["rtol"])  # type: ignore[call-arg]
         stored = {}
-        for names, given, verb in ((problem.inputs, inputs, "sample"), (problem.unknowns, solved, "solve")):
+        shape = (len(indices), *Grid.from_json(recipe["grid"]).shape)
+        for names, given, verb in ((recipe["inputs"], inputs, "sample"), (problem.unknowns, solved, "solve")):
             for name in names:
-                if name not in given or tuple(given[name].shape) != (len(indices), *grid.shape):
+                if name not in given or tuple(given[name].shape) != shape:
                     came = tuple(given[name].shape) if name in given else "missing"
                     raise DataError(
-                        f"{recipe['problem']}.{verb} gave {name!r} as {came}; a field of shape {(len(indices), *grid.shape)} is expected."
+                        f"{recipe['problem']}.{verb} gave {name!r} as {came}; a field of shape {shape} is expected."
                     )
                 stored[name] = given[name][:kept].detach().to(device="cpu", dtype=dtype)
                 check_finite(stored[name].numpy(), name, indices, f"{recipe['problem']}.{verb}")
         yield stored, kept
+
+
+def _space_time(problem: Problem, grid: Grid, times: Sequence[float]) -> Grid:
+    """The grid of (t, *space) on which trajectories are stored."""
+    moments = np.asarray(times, dtype=np.float64)
+    even = len(moments) > 1 and np.allclose(np.diff(moments), moments[-1] / (len(moments) - 1), rtol=1e-9, atol=0)
+    if not even or moments[0] != 0.0:
+        raise ValueError(
+            f"times are {moments[:4].tolist()}...; evenly spaced times that start at 0 are expected, for example range(51)."
+        )
+    later = [name for name in problem.inputs if not name.startswith("initial")]
+    if later:
+        raise ValueError(
+            f"{type(problem).__name__} has the input {later[0]!r}, which the first frame of its solution does not hold; "
+            "leave times out, and store the final state."
+        )
+    extent = ((0.0, float(moments[-1])), *grid.extent)
+    return Grid((len(moments), *grid.shape), extent, ("nodes", *grid.layout), ("t", *grid.axes))
 
 
 def _claim(folder: Path, recipe: Mapping[str, Any], own: list[str], *, alone: bool, resume: bool) -> None:
