@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from opflow.problems.forced_ode import ForcedODE
+from opflow.problems.forced_ode import Array, ForcedODE
 from opflow.typing import Derivatives
 
 
@@ -30,8 +29,8 @@ class Antiderivative(ForcedODE):
 
     unknowns: ClassVar[tuple[str, ...]] = ("integral",)
 
-    def _integrate(self, forcing: Any, at: NDArray[np.float64], rtol: float, first: int) -> NDArray[np.float64]:
-        return forcing.antiderivative()(at).T[None]
+    def _integrate(self, forcing: Any, times: Array, rtol: float) -> tuple[Array, Array]:
+        return forcing.antiderivative()(times).T[None], np.full(forcing.c.shape[1], np.inf)
 
     def residual(self, u: Derivatives, a: Mapping[str, Derivatives]) -> dict[str, Tensor]:
         """{"rate": s' - u}"""

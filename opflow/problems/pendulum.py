@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from opflow.problems.forced_ode import ForcedODE
+from opflow.problems.forced_ode import Array, ForcedODE
 from opflow.typing import Derivatives
 
 
@@ -40,7 +39,7 @@ class Pendulum(ForcedODE):
         if not math.isfinite(self.k):
             raise ValueError(f"k is {self.k}; give a finite number, gravity over length.")
 
-    def rate(self, s: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    def rate(self, s: Array, u: Array) -> Array:
         """(s2, -k sin(s1) + u)"""
         return np.stack([s[1], u - self.k * np.sin(s[0])])
 
