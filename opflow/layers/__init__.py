@@ -6,6 +6,7 @@ from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
 from opflow.layers.normalizer import Normalized, Normalizer
+from opflow.layers.pod import PODTrunk
 from opflow.layers.spectral_conv import SpectralConv
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "GridEmbedding",
     "Normalized",
     "Normalizer",
+    "PODTrunk",
     "SoftGate",
     "SpectralConv",
 ]

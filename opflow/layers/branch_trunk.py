@@ -7,6 +7,22 @@ from torch import Tensor, nn
 
 from opflow.typing import check_placement
 
+# How several outputs share: whether the branch, and the trunk, have something apart for each. "independent" has nets apart
+# besides. The names are those of Lu et al. 2022, section 3.1.6.
+MULTI_OUTPUT = {
+    "independent": (True, True),
+    "split_both": (True, True),
+    "split_branch": (True, False),
+    "split_trunk": (False, True),
+}
+
+
+def as_multi_output(name: str) -> tuple[bool, bool]:
+    """Whether the branch, and whether the trunk, has coefficients or functions apart for every output."""
+    if name not in MULTI_OUTPUT:
+        raise ValueError(f"multi_output is {name!r}; give one of {', '.join(MULTI_OUTPUT)}.")
+    return MULTI_OUTPUT[name]
+
 
 class BranchTrunk(nn.Module):
     """G(a)(y) = sum_k b_k(a) t_k(y) + b_0   (Lu et al. 2021, "DeepONet", eq. 2): the scalar core of DeepONet.

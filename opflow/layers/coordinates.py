@@ -22,6 +22,15 @@ def as_box(domain: Sequence[Sequence[float]], dim: int) -> tuple[tuple[float, fl
     return tuple((low, high) for low, high in pairs)
 
 
+def is_symbolic(x: Tensor) -> bool:
+    """Whether the values of a tensor cannot be looked at: in a graph that is compiled, exported or captured, under
+    torch.func, or on the meta device.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x.is_meta:
+        return True
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class BoxCoordinates(nn.Module):
     """y_j -> (2 y_j - low_j - high_j) / (high_j - low_j): a box to [-1, 1]^dim, where a fresh perceptron is at its best.
 

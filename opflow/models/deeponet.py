@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from opflow.layers.branch_trunk import BranchTrunk
-from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, as_box
+from opflow.grid import Grid
+from opflow.layers.branch_trunk import BranchTrunk, as_multi_output
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, as_box, is_symbolic
 from opflow.layers.mlp import MLP
+from opflow.layers.pod import PODTrunk
 from opflow.models.fno import ACTIVATIONS
 from opflow.typing import Field, Points, check_field, check_placement
-
-# Which of (branch, trunk) has coefficients or functions for every output apart; "independent" has nets apart besides.
-MULTI_OUTPUT = {
-    "independent": (True, True),
-    "split_both": (True, True),
-    "split_branch": (True, False),
-    "split_trunk": (False, True),
-}
 
 
 class OutputGroups(nn.Module):
@@ -49,7 +44,7 @@ class DeepONet(nn.Module):
 
     Args:
         branch: b, (batch, channel, *sensors) -> (batch, out or 1, basis).
-        trunk: t, (..., dim) -> (..., out or 1, basis).
+        trunk: t, (..., dim) -> (..., out or 1, basis). The mean of a PODTrunk is added to the sum (Lu et al. 2022, eq. 3.5).
         combine: the sum, with an axis of outputs.
         sensors: the shape of the sensors' grid.
         in_channels: of the input function.
@@ -85,7 +80,8 @@ class DeepONet(nn.Module):
         Coordinates without a batch are the same for all samples, and cost the trunk once.
         """
         self._check(u, coords)
-        return self.combine(self.branch(u), self.trunk(coords))
+        y = self.combine(self.branch(u), self.trunk(coords))
+        return y + self.trunk.mean_at(coords) if isinstance(self.trunk, PODTrunk) else y
 
     def _check(self, u: Field, coords: Points) -> None:
         like = next(self.parameters())
@@ -107,7 +103,7 @@ class DeepONet(nn.Module):
                 "or one set (points, dim) for all."
             )
         check_placement(coords, like, "DeepONet", "coords")
-        if self.domain is not None and not _is_traced():
+        if self.domain is not None and not is_symbolic(coords):
             self._check_domain(coords.detach())
 
     def _check_domain(self, coords: Tensor) -> None:
@@ -133,12 +129,13 @@ class DeepONet(nn.Module):
         *,
         basis: int = 64,
         branch: Sequence[int] = (128, 128),
-        trunk: Sequence[int] = (128, 128),
+        trunk: Sequence[int] | str = (128, 128),
         multi_output: str = "independent",
         trunk_features: int | None = None,
         fourier_scale: float = 1.0,
         activation: str = "gelu",
         domain: Sequence[Sequence[float]] | None = None,
+        grid: Grid | Mapping[str, Any] | None = None,
     ) -> DeepONet:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -147,7 +144,8 @@ class DeepONet(nn.Module):
             coord_dim: the dimension of the coordinates.
             basis: how many products are summed.
             branch: hidden widths of the branch, whose last layer is linear.
-            trunk: hidden widths of the trunk, whose last layer has the activation too.
+            trunk: hidden widths of the trunk, whose last layer has the activation too; or "pod" for the modes of the
+                training targets, which ``model.trunk.fit(targets)`` computes: a `PODTrunk` on `grid`, without b_0.
             multi_output: how several outputs share the nets (the names of Lu et al. 2022, section 3.1.6):
                 "independent", a branch and a trunk for each; "split_both", one branch and one trunk whose outputs are
                 split among them; "split_branch", only the branch's outputs are split, and the functions t_k shared;
@@ -158,38 +156,51 @@ class DeepONet(nn.Module):
                 those of the box [-1, 1]^dim.
             activation: "gelu", "relu", "silu" or "tanh".
             domain: (low, high) per coordinate: maps it to [-1, 1] before the trunk, and refuses points outside.
+            grid: of the targets, for trunk="pod", or its `Grid.to_json`; its extent is then the domain.
         """
         shape = (sensors,) if isinstance(sensors, int) else tuple(sensors)
-        widths = {"branch": list(branch), "trunk": list(trunk), "sensors": list(shape)}
-        numbers = {"coord_dim": [coord_dim], "in_channels": [in_channels], "out_channels": [out_channels]}
-        for name, values in (widths | numbers | {"basis": [basis]}).items():
+        is_pod = trunk == "pod"
+        hidden = () if isinstance(trunk, str) else tuple(trunk)
+        for name, values in (
+            ("sensors", shape), ("coord_dim", (coord_dim,)), ("in_channels", (in_channels,)),
+            ("out_channels", (out_channels,)), ("basis", (basis,)), ("branch", tuple(branch)), ("trunk", hidden),
+        ):  # fmt: skip
             if not all(isinstance(n, int) and n > 0 for n in values) or (name == "sensors" and not values):
                 raise ValueError(f"{name} is {values if len(values) != 1 else values[0]}; give positive whole numbers.")
-        for name, option, known in (
-            ("multi_output", multi_output, tuple(MULTI_OUTPUT)),
-            ("activation", activation, tuple(ACTIVATIONS)),
-        ):
-            if option not in known:
-                raise ValueError(f"{name} is {option!r}; give one of {known}.")
-        box = None if domain is None else as_box(domain, coord_dim)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}.")
+        if isinstance(trunk, str) and not is_pod:
+            raise ValueError(f"trunk is {trunk!r}; give hidden widths, for example (128, 128), or 'pod'.")
+        if is_pod != (grid is not None) or (is_pod and (domain is not None or trunk_features is not None)):
+            raise ValueError(
+                f"trunk is {trunk!r} with grid={grid}, domain={domain} and trunk_features={trunk_features}; "
+                "'pod' takes a grid and neither of the others, hidden widths take no grid."
+            )
+        apart = as_multi_output(multi_output)
         make_activation = ACTIVATIONS[activation]
         nets = out_channels if multi_output == "independent" else 1
 
-        def groups(inputs: int, hidden: Sequence[int], apart: bool, *, is_trunk: bool) -> OutputGroups:
+        def groups(sizes: Sequence[int], apart: bool, *, is_trunk: bool) -> OutputGroups:
             count = out_channels if apart else 1
-            sizes = (inputs, *hidden, basis * count // nets)
-            perceptrons = [MLP(sizes, activation=make_activation()) for _ in range(nets)]
+            perceptrons = [MLP((*sizes, basis * count // nets), activation=make_activation()) for _ in range(nets)]
             return OutputGroups([nn.Sequential(p, make_activation()) if is_trunk else p for p in perceptrons], count)
 
-        apart = MULTI_OUTPUT[multi_output]
-        functions: list[nn.Module] = [] if box is None else [BoxCoordinates(box)]
-        if trunk_features is not None:
-            functions.append(FourierFeatures(coord_dim, trunk_features, scale=fourier_scale))
-        functions.append(groups(trunk_features or coord_dim, trunk, apart[1], is_trunk=True))
+        functions: nn.Module
+        if grid is None:
+            box = None if domain is None else as_box(domain, coord_dim)
+            parts: list[nn.Module] = [] if box is None else [BoxCoordinates(box)]
+            if trunk_features is not None:
+                parts.append(FourierFeatures(coord_dim, trunk_features, scale=fourier_scale))
+            functions = nn.Sequential(*parts, groups((trunk_features or coord_dim, *hidden), apart[1], is_trunk=True))
+        else:
+            grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
+            box = as_box(grid.extent, coord_dim)
+            functions = PODTrunk(grid, basis, out_channels, multi_output=multi_output)
+        coefficients = groups((in_channels * math.prod(shape), *branch), apart[0], is_trunk=False)
         model = cls(
-            nn.Sequential(nn.Flatten(1), groups(in_channels * math.prod(shape), branch, apart[0], is_trunk=False)),
-            nn.Sequential(*functions),
-            BranchTrunk(out_channels),
+            nn.Sequential(nn.Flatten(1), coefficients),
+            functions,
+            BranchTrunk(out_channels, bias=not is_pod),
             sensors=shape,
             in_channels=in_channels,
             coord_dim=coord_dim,
@@ -197,13 +208,9 @@ class DeepONet(nn.Module):
         )
         model.recipe = {
             "model": cls.__name__, "sensors": list(shape), "coord_dim": coord_dim, "in_channels": in_channels,
-            "out_channels": out_channels, "basis": basis, "branch": list(branch), "trunk": list(trunk),
+            "out_channels": out_channels, "basis": basis, "branch": list(branch), "trunk": "pod" if is_pod else list(hidden),
             "multi_output": multi_output, "trunk_features": trunk_features, "fourier_scale": fourier_scale,
-            "activation": activation, "domain": None if box is None else [list(pair) for pair in box],
+            "activation": activation, "domain": None if is_pod or box is None else [list(pair) for pair in box],
+            "grid": None if grid is None else grid.to_json(),
         }  # fmt: skip
         return model
-
-
-def _is_traced() -> bool:
-    """Whether values cannot be looked at: in a graph that is compiled, exported or captured, or under torch.func."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

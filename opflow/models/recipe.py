@@ -27,7 +27,11 @@ def build_model(recipe: Mapping[str, Any]) -> nn.Module:
     name = recipe["model"]
     if name == "Normalized":
         channels = recipe["channels"]
-        normalizers = {part: None if n is None else Normalizer([0.0] * n, [1.0] * n) for part, n in channels.items()}
+        points = recipe.get("points", ())  # recipes of version 0.1 have no values at points
+        normalizers = {
+            part: None if n is None else Normalizer([0.0] * n, [1.0] * n, points=part in points)
+            for part, n in channels.items()
+        }
         return Normalized(
             build_model(recipe["inner"]), normalizers["input"], normalizers["output"], normalizers["coords"]
         )
