@@ -2,5 +2,6 @@
 
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
+from opflow.models.galerkin_transformer import GalerkinTransformer
 
-__all__ = ["FNO", "DeepONet"]
+__all__ = ["FNO", "DeepONet", "GalerkinTransformer"]

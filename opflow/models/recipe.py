@@ -10,8 +10,9 @@ from torch import nn
 from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
+from opflow.models.galerkin_transformer import GalerkinTransformer
 
-MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO}
+MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO, "GalerkinTransformer": GalerkinTransformer}
 
 
 def build_model(recipe: Mapping[str, Any]) -> nn.Module:
