@@ -14,6 +14,7 @@ from torch.distributed import HashStore, destroy_process_group, init_process_gro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opflow.fourier import resample
+from opflow.grid import Grid
 from opflow.layers import (
     MLP,
     BoxCoordinates,
@@ -58,6 +59,12 @@ class Given(nn.Module):
         return self.module(x, *(self.get_buffer(f"argument{i}") for i in range(self.n_arguments)))
 
 
+def pod_deeponet() -> DeepONet:
+    model = DeepONet.build(5, 1, 1, 2, basis=3, branch=(4,), trunk="pod", grid=Grid(6, (0.0, 3.0)))
+    model.trunk.fit(torch.randn(8, 6, 2))
+    return model
+
+
 CASES = [
     Case("SpectralConv1d", lambda: SpectralConv(2, 3, 6), (2, 2, 11), 3, same_at_every_resolution=True),
     Case(
@@ -93,6 +100,7 @@ CASES = [
     Case("SoftGate", lambda: SoftGate(2), (2, 2, 7), 2),
     Case("GridEmbedding", lambda: GridEmbedding(2, "nodes"), (2, 1, 7, 5), 3, parametrised=False),
     Case("Normalizer", lambda: Normalizer([1.0, -2.0], [3.0, 0.5]), (2, 2, 7), 2),
+    Case("NormalizerPoints", lambda: Normalizer([1.0, -2.0], [3.0, 0.5], points=True), (2, 7, 2), 2, channel_axis=-1),
     Case(
         "Normalized",
         lambda: Normalized(ChannelLinear(2, 1), Normalizer([1.0, 0.0], [2.0, 3.0]), Normalizer([4.0], [5.0])),
@@ -123,6 +131,7 @@ CASES = [
         2,
         points=7,
     ),
+    Case("DeepONetPOD", lambda: Given(pod_deeponet(), 3 * torch.rand(7, 1)), (2, 1, 5), 2, points=7),
     Case("FNO1d", lambda: FNO.build(6, 1, 2, 3, n_layers=2), (2, 1, 16), 2),
     Case(
         "FNO2d",
