@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -75,6 +76,9 @@ class SpectralStepper:
     ) -> Tensor:
         """The fields at `times`, (batch, *components, *grid) -> (batch, time, *components, *grid).
 
+        Differentiable with respect to `initial` and to whatever `linear` and `nonlinear` were made of: the gradient is that of the
+        steps taken, and their memory grows with their number.
+
         Args:
             initial: the fields at times[0]; float64, or complex128 in a space of complex fields.
             times: increasing, starting at 0.
@@ -87,58 +91,65 @@ class SpectralStepper:
             IntegrationFailed: a sample blew up; the message says when, and which.
         """
         moments = check_times(times)
-        self.space.grid.check(initial, "the initial field")
-        wanted = torch.float64 if self.space.real else torch.complex128
-        if initial.dtype != wanted:
-            raise TypeError(f"the initial field is {initial.dtype}, but this solver works in {wanted}; convert it.")
+        self._check_initial(initial)
         if steps is not None and steps < 1:
             raise ValueError(f"steps is {steps}; at least one step between two output times is expected.")
         if steps is None and not 0 < rtol < 1:
             raise ValueError(f"rtol is {rtol}; a number between 0 and 1 is expected.")
-        c = self.space.coefficients(initial)
-        self._check_finite(c, moments[0], moments[0])
+        if self.linear.requires_grad:
+            self._formulas.clear()  # a graph serves one backward pass
         # Coefficients are kept between output times: a field and back would cost a rounding each, and a transform.
+        c = first = self.space.coefficients(initial)
         frames = [initial]
         pace = _Pace()
         for start, length in zip(moments, _intervals(moments), strict=False):
             if self.nonlinear is None:
-                c = torch.exp(self.linear * length) * c
+                c = torch.exp(self.linear * (start + length)) * first
+                self._check_finite(c, start, start + length, "a mode of the linear equation grows; shorten the time")
             elif steps is not None:
-                c = self._in_equal_steps(c, start, length, steps)
+                c = self._in_equal_steps(c, start, length, steps, self.nonlinear)
             else:
-                c = self._adaptively(c, start, length, rtol / moments[-1], pace)
+                c = self._adaptively(c, start, length, rtol / moments[-1], pace, self.nonlinear)
             frames.append(self.space.field(c))
             if progress is not None:
                 progress(start + length)
         return torch.stack(frames, dim=1)
 
-    def _in_equal_steps(self, c: Tensor, start: float, length: float, steps: int) -> Tensor:
+    def _in_equal_steps(self, c: Tensor, start: float, length: float, steps: int, nonlinear: Nonlinearity) -> Tensor:
         h = length / steps
-        formula = self._step_of(h)
+        formula = self._step_of(h, nonlinear)
         for i in range(steps):
             t = start + i * h
-            c = formula(c, t)
-            self._check_finite(c, t, t + h)
+            c = formula(c, t, nonlinear(c, t))
+            self._check_finite(
+                c,
+                t,
+                t + h,
+                f"the step of {h:.1e} is too long for its speed (CFL), or the solution blows up; take more steps, or leave "
+                "steps= out so that the error chooses them",
+            )
         return c
 
-    def _adaptively(self, c: Tensor, start: float, length: float, rate: float, pace: _Pace) -> Tensor:
+    def _adaptively(
+        self, c: Tensor, start: float, length: float, rate: float, pace: _Pace, nonlinear: Nonlinearity
+    ) -> Tensor:
         """`rate`: the relative error that a unit of time may add."""
         level = pace.level(length)
         position = 0  # in units of length / 2^level
-        whole: Tensor | None = None
+        n_c = whole = None
         while position < 1 << level:
             size = length / (1 << level)
             t = start + position * size
-            half = self._step_of(size / 2)
-            middle = half(c, t)
-            if whole is None:
-                whole = self._step_of(size)(c, t)
-            end = half(middle, t + size / 2)
+            n_c = nonlinear(c, t) if n_c is None else n_c
+            whole = self._step_of(size, nonlinear)(c, t, n_c) if whole is None else whole
+            half = self._step_of(size / 2, nonlinear)
+            middle = half(c, t, n_c)
+            end = half(middle, t + size / 2, nonlinear(middle, t + size / 2))
             error, worst = self._relative_error(whole, end)
             # Rounding puts a floor under every difference; below it a smaller step would gain nothing.
             allowed = max(rate * size, 16 * torch.finfo(torch.float64).eps)
             if error <= allowed:
-                c, whole = end, None
+                c, n_c, whole = end, None, None
                 position += 1
                 # Twice the step makes 2^5 times the error, of which it may make twice as much: 1/16, and a margin of two.
                 if position % 2 == 0 and level > 0 and error <= allowed / 32:
@@ -160,6 +171,7 @@ class SpectralStepper:
         pace.keep(length, level)
         return c
 
+    @torch.no_grad()
     def _relative_error(self, whole: Tensor, halves: Tensor) -> tuple[float, int]:
         """The largest of the batch, and its sample; infinite where a value is."""
         ratio = self._norm(whole - halves) / self._norm(halves).clamp(min=torch.finfo(torch.float64).tiny)
@@ -173,24 +185,36 @@ class SpectralStepper:
         weighted = torch.view_as_real(c).square().sum(-1) * self.space.multiplicity
         return weighted.flatten(1).sum(1).sqrt()
 
-    def _step_of(self, h: float) -> Formula:
+    def _step_of(self, h: float, nonlinear: Nonlinearity) -> Formula:
         if h not in self._formulas:
-            if self.nonlinear is None:
-                raise RuntimeError("a linear equation is solved exactly and has no step formula.")
             if len(self._formulas) == MAX_FORMULAS:
                 self._formulas.pop(next(iter(self._formulas)))
-            self._formulas[h] = FORMULAS[self.formula](self.linear, self.nonlinear, h)
+            self._formulas[h] = FORMULAS[self.formula](self.linear, nonlinear, h)
         return self._formulas[h]
 
-    def _check_finite(self, c: Tensor, before: float, now: float) -> None:
-        finite = torch.view_as_real(c).flatten(1).isfinite().all(1)
+    def _check_initial(self, initial: Tensor) -> None:
+        grid, wanted = self.space.grid, torch.float64 if self.space.real else torch.complex128
+        grid.check(initial, "the initial field")
+        if initial.ndim <= grid.dim:
+            raise ValueError(
+                f"the initial field has shape {tuple(initial.shape)}; expected (batch, *components, *grid), so give one field "
+                "a batch axis, initial[None]."
+            )
+        if initial.dtype != wanted:
+            raise TypeError(f"the initial field is {initial.dtype}, but this solver works in {wanted}; convert it.")
+        if not bool(initial.isfinite().all()):
+            sample = int((~initial.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise ValueError(
+                f"the initial field holds NaN or infinity in sample {sample}; correct or leave out this sample."
+            )
+
+    @torch.no_grad()
+    def _check_finite(self, values: Tensor, before: float, now: float, advice: str) -> None:
+        finite = values.isfinite().flatten(1).all(1)
         if not bool(finite.all()):
             sample = int((~finite).nonzero()[0])
             raise IntegrationFailed(
-                f"sample {sample} is not finite at t = {now:.6g}: the step of {now - before:.1e} is too long for its speed (CFL), or "
-                "the solution blows up; take more steps, or leave steps= out so that the error chooses them.",
-                time=before,
-                sample=sample,
+                f"sample {sample} is not finite at t = {now:.6g}: {advice}.", time=before, sample=sample
             )
 
 
@@ -213,7 +237,7 @@ def _intervals(moments: Sequence[float]) -> list[float]:
     """The lengths between output times. Those that differ by rounding only become one, and share their weights."""
     rounding = 4 * torch.finfo(torch.float64).eps * moments[-1]
     lengths: list[float] = []
-    for before, after in zip(moments[:-1], moments[1:], strict=True):
+    for before, after in itertools.pairwise(moments):
         same = (known for known in lengths[-1:] if abs(known - (after - before)) <= rounding)
         lengths.append(next(same, after - before))
     return lengths
@@ -230,7 +254,7 @@ def check_times(times: Sequence[float] | Tensor) -> list[float]:
         raise ValueError(
             f"times are {moments[:4]}; at least two times are expected, and the first must be 0, where the inputs live."
         )
-    for before, after in zip(moments[:-1], moments[1:], strict=True):
+    for before, after in itertools.pairwise(moments):
         if not (math.isfinite(after) and after > before):
             raise ValueError(f"times go from {before} to {after}; give finite times in increasing order.")
     return moments

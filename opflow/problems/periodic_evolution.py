@@ -48,7 +48,7 @@ class PeriodicEvolution:
         return {self.unknowns[0]: state}
 
     def stepper(self, inputs: Mapping[str, Tensor], grid: Grid) -> SpectralStepper:
-        """The time stepper of this equation on a grid; `solve` uses it, and so may a coupled code."""
+        """The time stepper of this equation on a grid, for inputs in float64; `solve` uses it, and so may a coupled code."""
         space = FourierSpace(grid, real=self.real, device=next(iter(inputs.values())).device)
         return SpectralStepper(space, self.linear(space), self.nonlinear(space, inputs), formula=self.formula)
 
@@ -76,7 +76,8 @@ class PeriodicEvolution:
         """
         self._check(grid)
         moments = [0.0, float(self.final_time)] if times is None else check_times(times)
-        state = self.pack(self._inputs(inputs, grid))
+        inputs = self._inputs(inputs, grid)
+        state = self.pack(inputs)
         if state.shape[0] == 0:
             fields = self.unpack(state[:, None].expand(-1, len(moments), *state.shape[1:]))
         else:
@@ -89,8 +90,16 @@ class PeriodicEvolution:
             raise ValueError(
                 f"the inputs are {sorted(inputs)} but {type(self).__name__} needs {missing[0]!r} (n, *{grid.shape})."
             )
+        n = inputs[self.inputs[0]].shape[0] if inputs[self.inputs[0]].ndim else 0
         for name, field in inputs.items():
             grid.check(field, name)
+            if field.ndim != grid.dim + 1 or field.shape[0] not in (1, n):
+                raise ValueError(
+                    f"{name} has shape {tuple(field.shape)}; expected (n, *grid), with as many samples as "
+                    f"{self.inputs[0]} or one for all."
+                )
+            if field.is_complex():
+                raise TypeError(f"{name} is {field.dtype}, but inputs are real fields; give its real part.")
             if not bool(field.isfinite().all()):
                 bad = int((~field.isfinite()).flatten(1).any(1).nonzero()[0])
                 raise ValueError(f"{name} holds NaN or infinity in sample {bad}; correct or leave out this sample.")
@@ -98,7 +107,7 @@ class PeriodicEvolution:
 
     def _check(self, grid: Grid) -> None:
         wanted = tuple(name for name in self.coordinates if name != "t")
-        if grid.dim != len(wanted) or set(grid.layout) != {"periodic"}:
+        if grid.axes != wanted or set(grid.layout) != {"periodic"}:
             raise ValueError(
                 f"{type(self).__name__} lives on a periodic grid with axes {', '.join(wanted)}, but the grid is {grid}; "
                 f"use Grid({(64,) * len(wanted)}, layout='periodic')."

@@ -1,32 +1,97 @@
-"""One row a problem; the row buys the shared tests. Manufactured solutions with their observed orders, and seeds."""
+"""One row a problem; the row buys the shared tests: its equation, its solver, its samples and its refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from opflow import Batch, Grid
-from opflow.pde import AutogradDerivatives, CosineField, GridDerivatives
-from opflow.pde.random_field import SPLITS, sample_generator
-from opflow.problems import Darcy
+from opflow.pde import AutogradDerivatives, GridDerivatives
+from opflow.pde.random_field import SPLITS
+from opflow.problems import Antiderivative, Burgers, Darcy, NonlinearODE, Pendulum
+
+Problem = Any
 
 
 @dataclass
 class Case:
+    """A problem and what is claimed of it.
+
+    Attributes:
+        make: the problem, with options over those of the row.
+        grid: n -> where `sample` and `solve` live.
+        sample_sizes: n of grids with points in common.
+        refused_grids: that do not fit, and `lives_on`, the sentence that says so.
+        refused: wrong constants with the sentence that refuses them.
+        residual_grid: n -> a grid of all coordinates, time too; `grid` where that is the same.
+        residual_sizes: on which the residual of `exact` falls with the order of the finite differences, 2.
+        smooth: `exact` has derivatives at every point, so that autograd applies.
+        rounding: the largest residual by autograd, absolute.
+        solve_sizes: on which `solve` approaches `exact` with `solve_order`; where that is None, n of the last grid is enough
+            for `solve_error`, relative to the largest value.
+    """
+
     name: str
-    make: Callable[..., Darcy]
+    make: Callable[..., Problem]
     grid: Callable[[int], Grid]
-    sizes: tuple[int, int, int]  # of the three grids on which the order of `solve` is measured
-    residual_sizes: tuple[int, int, int]  # and that of the residual, whose extrapolated boundary is asymptotic later
-    smooth: bool  # autograd and spectral derivatives apply
-    binary: bool  # samples take two values only
+    sample_sizes: tuple[int, ...]
+    refused_grids: tuple[Grid, ...]
+    lives_on: str
+    refused: Mapping[str, tuple[dict[str, Any], ...]]
+    residual_grid: Callable[[int], Grid] | None = None
+    residual_sizes: tuple[int, ...] = ()
+    smooth: bool = True
+    rounding: float = 1e-12
+    solve_sizes: tuple[int, ...] = ()
+    solve_order: float | None = None
+    solve_error: float = 1e-9
+    size: int = 24  # of the grid where no accuracy is asked for
+
+    @property
+    def full_grid(self) -> Callable[[int], Grid]:
+        return self.residual_grid or self.grid
+
+    @property
+    def evolves(self) -> bool:
+        """Whether `solve` adds the axis of time to its grid."""
+        return "t" in self.make().coordinates and "t" not in self.grid(self.size).axes
+
+    @property
+    def has_exact(self) -> bool:
+        return hasattr(self.make(), "exact")
+
+
+SQUARE = "Darcy lives on the nodes of the unit square, but the grid is .*use Grid"
+NOT_SQUARES = (
+    Grid(9),
+    Grid((9, 9), layout="cells"),
+    Grid((9, 9), layout="periodic"),
+    Grid((9, 9), extent=(0.0, 2.0)),
+    Grid((9, 9, 9)),
+)
+NOT_PERIODIC = (
+    Grid(16),
+    Grid(16, layout="cells"),
+    Grid((16, 16), layout="periodic"),
+    Grid(16, layout="periodic", axes=("t",)),
+)
+NOT_TIMES = (Grid(16, layout="cells"), Grid(16, layout="periodic"), Grid((16, 16)))
+POSITIVE = (0.0, -1.0, float("nan"), float("inf"))
+
+
+def periodic(a: float = 0.0, b: float = 1.0) -> Callable[[int], Grid]:
+    return lambda n: Grid(n, (a, b), "periodic")
+
+
+def space_time(n: int, final_time: float, a: float = 0.0, b: float = 1.0) -> Callable[[int], Grid]:
+    """nt -> a grid of nt times and n points of a periodic interval."""
+    return lambda nt: Grid((nt, n), ((0.0, final_time), (a, b)), ("nodes", "periodic"), ("t", "x"))
 
 
 CASES = [
@@ -34,22 +99,67 @@ CASES = [
         "Darcy two-phase",
         lambda **options: Darcy(**options),
         lambda n: Grid((n, n)),
-        (32, 64, 128),
-        (128, 256, 512),
+        sample_sizes=(64, 85, 421),
+        refused_grids=NOT_SQUARES,
+        lives_on=SQUARE,
+        refused={
+            "medium is 'three-phase'; choose one of two-phase, log-normal": ({"medium": "three-phase"},),
+            "high=.* and low=.*; both must be positive": ({"high": 0.0}, {"low": float("nan")}),
+        },
+        residual_sizes=(128, 256, 512),  # the extrapolated boundary is asymptotic late
         smooth=False,
-        binary=True,
+        solve_sizes=(32, 64, 128),
+        solve_order=2.0,
     ),
     Case(
         "Darcy log-normal",
         lambda **options: Darcy("log-normal", **options),
         lambda n: Grid((n, n)),
-        (33, 65, 129),
-        (33, 65, 129),
-        smooth=True,
-        binary=False,
+        sample_sizes=(64, 85, 421),
+        refused_grids=NOT_SQUARES,
+        lives_on=SQUARE,
+        refused={"high=.* and low=.*; both must be positive": ({"low": 0.0},)},
+        residual_sizes=(33, 65, 129),
+        solve_sizes=(33, 65, 129),
+        solve_order=2.0,
+    ),
+    Case(
+        "Burgers",
+        lambda **options: Burgers(**options),
+        periodic(),
+        sample_sizes=(60, 96, 45),
+        refused_grids=NOT_PERIODIC,
+        lives_on="Burgers lives on a periodic grid with axes x, but the grid is .*use Grid",
+        refused={
+            "viscosity is .*; a positive finite number is expected": tuple({"viscosity": v} for v in POSITIVE),
+            "final_time is .*; a positive finite number is expected": tuple({"final_time": v} for v in POSITIVE),
+        },
+        residual_grid=space_time(64, 1.0),
+        residual_sizes=(201, 401, 801),
+        solve_sizes=(64,),
+    ),
+    *(
+        Case(
+            Problem.__name__,
+            Problem,
+            lambda n: Grid(n, axes=("t",)),
+            sample_sizes=(100, 34, 67),
+            refused_grids=NOT_TIMES,
+            lives_on=f"{Problem.__name__} lives on the nodes of a time interval, but the grid is .*use Grid",
+            refused={
+                f"{name} is .*; a positive finite number is expected": tuple({name: v} for v in POSITIVE)
+                for name in ("final_time", "length")
+            },
+            residual_sizes=(65, 129, 257),
+            solve_sizes=(100,),
+            solve_error=1e-13,
+        )
+        for Problem in (Antiderivative, NonlinearODE, Pendulum)
     ),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+cases_with_exact = pytest.mark.parametrize("case", [c for c in CASES if c.has_exact], ids=lambda case: case.name)
+evolutions = pytest.mark.parametrize("case", [c for c in CASES if c.evolves], ids=lambda case: case.name)
 
 
 def order(errors: list[float], spacings: list[float]) -> np.ndarray:
@@ -57,206 +167,169 @@ def order(errors: list[float], spacings: list[float]) -> np.ndarray:
     return np.diff(np.log(errors)) / np.diff(np.log(spacings))
 
 
-def on_grid(problem: Darcy, grid: Grid) -> dict[str, Tensor]:
-    return {name: values[None] for name, values in problem.exact(grid.points()).items()}
+def inputs_of(problem: Problem, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values for name, values in fields.items() if name not in problem.unknowns}
+
+
+def size_of(fields: Mapping[str, Tensor]) -> float:
+    return max(float(values.abs().max()) for values in fields.values())
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float) -> None:
+    """Within rtol of the largest value of each field."""
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        scale = float(values.abs().max()) if values.numel() else 0.0
+        torch.testing.assert_close(found[name], values, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # The equation
 
 
-@cases
-def test_exact_solves_the_equation_on_grids_to_second_order(case: Case) -> None:
+@cases_with_exact
+def test_exact_solves_the_equation_on_grids_with_the_order_of_the_differences(case: Case) -> None:
     problem, errors, spacings = case.make(), [], []
     for n in case.residual_sizes:
-        grid = case.grid(n)
-        fields = on_grid(problem, grid)
+        grid = case.full_grid(n)
         derivatives = GridDerivatives(grid)
+        fields = {name: values[None] for name, values in problem.exact(grid.points()).items()}
         u = derivatives(torch.stack([fields[name] for name in problem.unknowns], dim=1), names=problem.unknowns)
-        a = {name: derivatives(field) for name, field in fields.items() if name not in problem.unknowns}
-        residuals = problem.residual(u, a)
-        errors.append(max(float(r.abs().max()) for r in residuals.values()))
+        a = {name: derivatives(values) for name, values in inputs_of(problem, fields).items()}
+        errors.append(size_of(problem.residual(u, a)))
         spacings.append(grid.spacing[0])
     assert np.abs(order(errors, spacings) - 2).max() < 0.15, errors
 
 
-def residual_by_autograd(problem: Darcy, batch: Batch) -> dict[str, Tensor]:
-    derivatives = AutogradDerivatives(names=problem.unknowns)
-    u = derivatives(lambda points: torch.stack([problem.exact(points)[name] for name in problem.unknowns], -1), batch)
-    inputs = {
-        name: u.of(values) for name, values in problem.exact(batch.coords).items() if name not in problem.unknowns
-    }
-    return problem.residual(u, inputs)
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.has_exact and c.smooth], ids=lambda case: case.name)
 def test_exact_solves_the_equation_by_autograd_to_rounding(case: Case) -> None:
-    coords = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for residual in residual_by_autograd(case.make(), Batch(coords=coords)).values():
-        assert residual.shape == (50,) and residual.abs().max() < 1e-12
-    stretched = residual_by_autograd(case.make(forcing=3.0), Batch(coords=coords.clone()))
-    assert all(residual.abs().max() < 1e-12 for residual in stretched.values()), "the forcing of `exact` is its own"
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if not c.smooth], ids=lambda case: case.name)
-def test_only_conservative_schemes_differentiate_a_jump(case: Case) -> None:
     problem = case.make()
-    with pytest.raises(ValueError, match=r"a is discontinuous.*GridDerivatives on nodes or cells"):
-        residual_by_autograd(problem, Batch(coords=torch.rand(5, 2, dtype=torch.float64)))
-    grid = Grid((8, 8), layout="periodic")
-    fields = on_grid(problem, grid)
-    u = GridDerivatives(grid)(fields["pressure"][:, None], names=("pressure",))
-    with pytest.raises(ValueError, match="a is discontinuous but axis x is periodic"):
-        problem.residual(u, {"permeability": GridDerivatives(grid)(fields["permeability"])})
-
-
-def test_a_wrong_equation_would_show() -> None:
-    """-a lap u in place of -div(a grad u), a published mistake, leaves a residual of order one."""
-    problem, grid = Darcy("log-normal"), Grid((65, 65))
-    fields = on_grid(problem, grid)
-    u = GridDerivatives(grid)(fields["pressure"])
-    wrong = -fields["permeability"] * u.laplacian() - fields["forcing"]
-    assert wrong.abs().max() > 1
-
-
-@cases
-def test_residual_takes_the_constant_forcing_where_none_is_given(case: Case) -> None:
-    problem, grid = case.make(forcing=2.5), case.grid(9)
-    zero = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
-    u, a = (
-        GridDerivatives(grid)(zero, names=problem.unknowns),
-        GridDerivatives(grid)(torch.ones(1, 9, 9, dtype=torch.float64)),
-    )
-    (residual,) = problem.residual(u, {"permeability": a}).values()
-    assert torch.equal(residual, torch.full_like(residual, -2.5))
+    low, high = torch.tensor(case.full_grid(case.size).extent, dtype=torch.float64).unbind(-1)
+    draws = torch.rand(50, len(low), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = Batch(coords=low + (high - low) * draws)
+    derivatives = AutogradDerivatives(problem.coordinates, names=problem.unknowns)
+    u = derivatives(lambda points: torch.stack([problem.exact(points)[name] for name in problem.unknowns], -1), batch)
+    a = {name: u.of(values) for name, values in inputs_of(problem, problem.exact(batch.coords)).items()}
+    for residual in problem.residual(u, a).values():
+        assert residual.shape == (50,) and residual.abs().max() < case.rounding
 
 
 # The classical solver
 
 
-@cases
-def test_solve_converges_to_exact_with_second_order(case: Case) -> None:
-    problem, errors, spacings = case.make(), [], []
-    for n in case.sizes:
-        grid = case.grid(n)
-        fields = on_grid(problem, grid)
-        solution = problem.solve(fields, grid, rtol=1e-12)
-        assert set(solution) == set(problem.unknowns)
-        errors.append(max(float((solution[name] - fields[name]).abs().max()) for name in problem.unknowns))
-        spacings.append(grid.spacing[0])
-    assert np.abs(order(errors, spacings) - 2).max() < 0.15, errors
+def solved_and_exact(case: Case, n: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    problem, grid = case.make(), case.grid(n)
+    if not case.evolves:
+        fields = {name: values[None] for name, values in problem.exact(grid.points()).items()}
+        solution = problem.solve(inputs_of(problem, fields), grid, rtol=1e-12)
+        return solution, {name: fields[name] for name in problem.unknowns}
+    times = torch.linspace(0.0, case.full_grid(case.size).extent[0][1], 3, dtype=torch.float64)
+    space = grid.points()
+    time = times.view(-1, *[1] * (grid.dim + 1)).expand(-1, *grid.shape, 1)
+    fields = problem.exact(torch.cat([time, space.expand(3, *space.shape)], dim=-1))
+    initial = {name: values[None, 0] for name, values in inputs_of(problem, fields).items()}
+    solution = problem.solve(initial, grid, times=times, rtol=1e-10)
+    return solution, {name: fields[name][None] for name in problem.unknowns}
 
 
-def sparse_lu(a: np.ndarray, f: float) -> np.ndarray:
-    """Five-point finite volumes with harmonic faces, assembled entry by entry and factorised."""
-    n, h = a.shape[0], 1 / (a.shape[0] - 1)
-    inner = range(1, n - 1)
-    number = {(i, j): k for k, (i, j) in enumerate((i, j) for i in inner for j in inner)}
-    rows, columns, values = [], [], []
-    for (i, j), row in number.items():
-        total = 0.0
-        for there in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
-            weight = 2 / (1 / a[i, j] + 1 / a[there]) / h**2
-            total += weight
-            if there in number:
-                rows.append(row), columns.append(number[there]), values.append(-weight)
-        rows.append(row), columns.append(row), values.append(total)
-    matrix = sp.csc_array((values, (rows, columns)))
-    u = np.zeros((n, n))
-    u[1:-1, 1:-1] = scipy.sparse.linalg.splu(matrix).solve(np.full(len(number), f)).reshape(n - 2, n - 2)
-    return u
+@cases_with_exact
+def test_solve_approaches_exact(case: Case) -> None:
+    errors, spacings = [], []
+    for n in case.solve_sizes:
+        solution, exact = solved_and_exact(case, n)
+        assert solution.keys() == exact.keys() == set(case.make().unknowns)
+        errors.append(max(float((solution[name] - exact[name]).abs().max()) for name in exact) / size_of(exact))
+        spacings.append(case.grid(n).spacing[0])
+    if case.solve_order is None:
+        assert errors[-1] < case.solve_error
+    else:
+        assert np.abs(order(errors, spacings) - case.solve_order).max() < 0.15, errors
 
 
 @cases
-def test_solve_agrees_with_a_sparse_factorisation(case: Case) -> None:
-    problem, grid = case.make(forcing=1.5), case.grid(33)
+def test_a_solution_does_not_depend_on_its_batch(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
     inputs = problem.sample(3, grid, seed=5)
-    found = problem.solve(inputs, grid, rtol=1e-12)["pressure"]
-    for i in range(3):
-        expected = sparse_lu(inputs["permeability"][i].numpy(), 1.5)
-        assert np.linalg.norm(found[i].numpy() - expected) <= 1e-10 * np.linalg.norm(expected)
+    together = problem.solve(inputs, grid, rtol=1e-8)
+    assert together.keys() == set(problem.unknowns)
+    for field_ in together.values():
+        assert field_.shape == (3, *grid.shape) and field_.dtype == torch.float64 and field_.isfinite().all()
+    alone = problem.solve({name: values[1:2] for name, values in inputs.items()}, grid, rtol=1e-8)
+    assert_close(alone, {name: values[1:2] for name, values in together.items()}, 1e-6)
 
 
 @cases
-def test_solve_is_what_the_equation_says(case: Case) -> None:
-    """Positive inside, zero on the boundary, u(c a) = u(a) / c, linear in f, symmetric under transposition."""
-    problem, grid = case.make(), case.grid(21)
-    inputs = problem.sample(2, grid, seed=1)
-    a = inputs["permeability"]
-    u = problem.solve(inputs, grid)["pressure"]
-    assert u.shape == (2, 21, 21) and u.dtype == torch.float64
-    boundary = torch.ones(21, 21, dtype=torch.bool)
-    boundary[1:-1, 1:-1] = False
-    assert not u[:, boundary].any() and (u[:, ~boundary] > 0).all()
-    close = {"rtol": 1e-8, "atol": 1e-10 * float(u.max())}
-    torch.testing.assert_close(problem.solve({"permeability": 7 * a}, grid)["pressure"], u / 7, **close)
-    torch.testing.assert_close(problem.solve({"permeability": a.mT}, grid)["pressure"], u.mT, **close)
-    torch.testing.assert_close(problem.solve({"permeability": a.flip(-1)}, grid)["pressure"], u.flip(-1), **close)
-    torch.testing.assert_close(case.make(forcing=-2.0).solve(inputs, grid)["pressure"], -2 * u, **close)
-    given = torch.full((1, 21, 21), 3.0)
-    torch.testing.assert_close(problem.solve({**inputs, "forcing": given}, grid)["pressure"], 3 * u, **close)
-    torch.testing.assert_close(problem.solve({"permeability": a[1:]}, grid)["pressure"], u[1:], **close)
-    assert not problem.solve({**inputs, "forcing": torch.zeros(1, 21, 21)}, grid)["pressure"].any()
+def test_single_precision_is_taken_and_computed_in_double(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
+    inputs = {name: values.float() for name, values in problem.sample(2, grid).items()}
+    found = problem.solve(inputs, grid)
+    assert_close(found, problem.solve({name: values.double() for name, values in inputs.items()}, grid), 0)
+    assert all(values.dtype == torch.float64 for values in found.values())
 
 
-@cases
-def test_solutions_zero_the_residual_that_is_stated(case: Case) -> None:
-    """The discrete solution zeroes the discrete residual inside, so that the solver and the loss are one equation."""
-    problem, grid = case.make(), case.grid(25)
+@evolutions
+def test_final_time_is_the_last_of_the_times(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
     inputs = problem.sample(2, grid)
-    u = problem.solve(inputs, grid, rtol=1e-12)["pressure"]
-    derivatives = GridDerivatives(grid)
-    residual = problem.residual(
-        derivatives(u[:, None], names=("pressure",)), {"permeability": derivatives(inputs["permeability"])}
-    )["mass_balance"]
-    assert residual[:, 1:-1, 1:-1].abs().max() < 1e-8
+    whole = problem.solve(inputs, grid, times=[0.0, problem.final_time])
+    assert_close(problem.solve(inputs, grid), {name: values[:, -1] for name, values in whole.items()}, 0)
+    for name, values in whole.items():
+        assert values.shape == (2, 2, *grid.shape), name
+    three = problem.solve(inputs, grid, times=[0.0, 0.3 * problem.final_time, problem.final_time])
+    assert_close({n: v[:, [0, 2]] for n, v in three.items()}, whole, 1e-8)
 
 
-@pytest.mark.slow
-@cases
-def test_421_against_841(case: Case) -> None:
-    """Both in the L2 norm of the common nodes, the measure of the published generator."""
-    problem = case.make()
-    fine, coarse = case.grid(841), case.grid(421)
-    u = problem.solve(problem.sample(2, fine), fine)["pressure"][:, ::2, ::2]
-    v = problem.solve(problem.sample(2, coarse), coarse)["pressure"]
-    assert ((u - v).flatten(1).norm(dim=1) <= 1e-3 * u.flatten(1).norm(dim=1)).all()
+@evolutions
+def test_an_empty_batch_is_solved(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
+    inputs = problem.sample([], grid)
+    assert all(values.shape == (0, *grid.shape) for values in problem.solve(inputs, grid).values())
+    trajectories = problem.solve(inputs, grid, times=[0.0, 0.5, 1.0])
+    assert all(values.shape == (0, 3, *grid.shape) for values in trajectories.values())
 
 
 # Samples
 
 
+def shared_points(fields: Mapping[str, Tensor], grid: Grid, other: Grid) -> dict[str, Tensor]:
+    """The values at the points that both grids have."""
+    for axis in range(grid.dim):
+        apart = (grid.coordinates(axis)[:, None] - other.coordinates(axis)).abs().amin(1)
+        keep = (apart < 1e-9).nonzero()[:, 0]
+        fields = {name: values.index_select(axis + 1, keep) for name, values in fields.items()}
+    return dict(fields)
+
+
 @cases
 def test_a_sample_is_one_function_on_every_grid(case: Case) -> None:
     problem = case.make()
-    fields = {n: problem.sample(2, case.grid(n), seed=3)["permeability"] for n in (64, 85, 421)}
-    for n, stride, other, other_stride in ((64, 3, 421, 20), (85, 1, 421, 5), (64, 3, 85, 4)):
-        ours, theirs = fields[n][:, ::stride, ::stride], fields[other][:, ::other_stride, ::other_stride]
-        assert ours.shape == theirs.shape
-        if case.binary:
-            assert torch.equal(ours, theirs), (n, other)
-        else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    first, *others = case.sample_sizes
+    for n in others:
+        ours, theirs = (problem.sample(2, case.grid(m), seed=3) for m in (first, n))
+        shared = shared_points(ours, case.grid(first), case.grid(n))
+        assert all(values[0].numel() > 1 for values in shared.values()), "choose sizes with points in common"
+        assert_close(shared, shared_points(theirs, case.grid(n), case.grid(first)), 1e-11)
 
 
 @cases
 def test_a_sample_does_not_depend_on_its_batch(case: Case) -> None:
     problem, grid = case.make(), case.grid(40)
-    together = problem.sample(5, grid)["permeability"]
-    assert together.shape == (5, 40, 40) and together.dtype == torch.float64 and (together > 0).all()
-    torch.testing.assert_close(problem.sample([4, 1], grid)["permeability"], together[[4, 1]], rtol=1e-12, atol=0)
-    torch.testing.assert_close(problem.sample([2], grid)["permeability"], together[2:3], rtol=1e-12, atol=0)
-    torch.testing.assert_close(problem.sample(np.array([3]), grid)["permeability"], together[3:4], rtol=1e-12, atol=0)
-    assert torch.equal(problem.sample(5, grid)["permeability"], together)
-    assert problem.sample([], grid)["permeability"].shape == (0, 40, 40)
+    together = problem.sample(5, grid)
+    assert together.keys() == set(problem.inputs)
+    for values in together.values():
+        assert values.shape == (5, *grid.shape) and values.dtype == torch.float64 and values.isfinite().all()
+    for indices in ([4, 1], [2], np.array([3])):
+        assert_close(problem.sample(indices, grid), {n: v[list(indices)] for n, v in together.items()}, 1e-12)
+    assert_close(problem.sample(5, grid), together, 0)
+    assert all(values.shape == (0, *grid.shape) for values in problem.sample([], grid).values())
 
 
 @cases
 def test_global_random_state_plays_no_part(case: Case) -> None:
     problem, grid = case.make(), case.grid(16)
     torch.manual_seed(0)
-    before, state = problem.sample(1, grid)["permeability"], torch.get_rng_state()
+    before, state = problem.sample(1, grid), torch.get_rng_state()
     torch.manual_seed(99)
-    assert torch.equal(problem.sample(1, grid)["permeability"], before)
+    assert_close(problem.sample(1, grid), before, 0)
     torch.manual_seed(0)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -264,109 +337,86 @@ def test_global_random_state_plays_no_part(case: Case) -> None:
 @cases
 def test_seeds_splits_and_indices_are_apart(case: Case) -> None:
     problem, grid = case.make(), case.grid(24)
-    fields = [
-        problem.sample([index], grid, seed=seed, split=split)["permeability"]
-        for seed in (0, 1)
-        for split in SPLITS
-        for index in (0, 1)
+    samples = [
+        problem.sample([index], grid, seed=seed, split=split) for seed in (0, 1) for split in SPLITS for index in (0, 1)
     ]
-    assert len(fields) == 12
-    assert all(not torch.equal(a, b) for i, a in enumerate(fields) for b in fields[:i])
-
-
-def test_the_streams_are_the_documented_ones() -> None:
-    """SeedSequence([seed, crc32(name), split, i]); written out, so that published data stay what they are."""
-    expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([7, 0xD8B7D430, 1, 3])))
-    np.testing.assert_array_equal(
-        sample_generator("Darcy", "validation", 3, 7).standard_normal(4), expected.standard_normal(4)
-    )
+    for name in problem.inputs:
+        fields = [sample[name] for sample in samples]
+        assert len(fields) == 12
+        assert all(not torch.equal(a, b) for i, a in enumerate(fields) for b in fields[:i])
 
 
 @cases
-def test_a_smaller_cutoff_is_a_prefix_of_the_series(case: Case) -> None:
-    kwargs = {"alpha": case.make().alpha, "tau": case.make().tau}
-    coefficients = {
-        cutoff: CosineField(cutoff=cutoff, **kwargs).coefficients([sample_generator("Darcy", "train", 0)], 2)
-        for cutoff in (64, 128)
-    }
-    assert torch.equal(coefficients[64], coefficients[128][:, :64, :64]) and coefficients[64].any()
-
-
-@cases
-def test_constants_are_double_precision_whatever_the_default(case: Case) -> None:
+def test_the_default_dtype_changes_nothing(case: Case) -> None:
     """0.1 is not 0.1 in single precision, and the default dtype of a script must not change a data set."""
-    problem, grid = case.make(high=0.3, low=0.1, forcing=0.1, cutoff=8, mean_mode=True), case.grid(8)
-    fields = problem.sample(2, grid)
-    if case.binary:
-        assert set(fields["permeability"].unique().tolist()) == {0.1, 0.3}
-    u = problem.solve(fields, grid, rtol=1e-13)["pressure"]
-    scaled = problem.solve({**fields, "forcing": torch.ones(1, *grid.shape)}, grid, rtol=1e-13)["pressure"]
-    torch.testing.assert_close(u, 0.1 * scaled, rtol=1e-11, atol=0)
+    problem, grid = case.make(), case.grid(case.size)
+    inputs = problem.sample(2, grid)
+    solution = problem.solve(inputs, grid)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(problem.sample(2, grid)["permeability"], fields["permeability"])
-        assert torch.equal(problem.solve(fields, grid, rtol=1e-13)["pressure"], u)
+        assert_close(problem.sample(2, grid), inputs, 0)
+        assert_close(problem.solve(inputs, grid), solution, 0)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-def test_two_phases_take_their_two_values_and_both() -> None:
-    values = Darcy(high=5.0, low=2.0).sample(4, Grid((32, 32)))["permeability"]
-    assert set(values.unique().tolist()) == {2.0, 5.0}
-    share = (values == 5.0).double().mean((1, 2))
-    assert ((share > 0.1) & (share < 0.9)).all()
-
-
-def test_log_normal_has_the_stated_scale() -> None:
-    """log a = log_scale g / std(g): its variance over the square and over samples is log_scale^2."""
-    for scale in (0.5, 2.0):
-        logs = (
-            Darcy("log-normal", log_scale=scale, cutoff=16)
-            .sample(400, Grid((9, 9), layout="nodes"))["permeability"]
-            .log()
-        )
-        weights = Grid((9, 9)).quadrature_weights()
-        # The trapezoidal rule on 9 nodes integrates the squares of the first modes, which hold nearly all the variance.
-        assert float((logs.square() * weights).sum((1, 2)).mean()) == pytest.approx(scale**2, rel=0.15)
 
 
 # Bad input
 
 
 @cases
-def test_bad_input_is_refused_in_a_sentence(case: Case) -> None:
-    problem, grid = case.make(), case.grid(9)
-    a = torch.ones(2, 9, 9)
-    wrong_grids = [
-        Grid(9),
-        Grid((9, 9), layout="cells"),
-        Grid((9, 9), layout="periodic"),
-        Grid((9, 9), extent=(0.0, 2.0)),
-        Grid((9, 9, 9)),
-    ]
-    for wrong in wrong_grids:
-        for call in (lambda g=wrong: problem.sample(1, g), lambda g=wrong: problem.solve({"permeability": a}, g)):
-            with pytest.raises(
-                ValueError, match=r"Darcy lives on the nodes of the unit square, but the grid is .*use Grid\(\(n, n\)\)"
-            ):
+def test_wrong_grids_are_refused_in_a_sentence(case: Case) -> None:
+    problem = case.make()
+    for grid in case.refused_grids:
+        fields = {name: torch.ones(2, *grid.shape) for name in problem.inputs}
+        for call in (lambda g=grid: problem.sample(1, g), lambda g=grid, f=fields: problem.solve(f, g)):
+            with pytest.raises(ValueError, match=case.lives_on):
                 call()
-    with pytest.raises(ValueError, match="needs 'permeability'"):
-        problem.solve({"pressure": a}, grid)
-    with pytest.raises(ValueError, match=r"permeability has shape \(2, 8, 9\) but the grid is \(9, 9\)"):
-        problem.solve({"permeability": a[:, 1:]}, grid)
-    with pytest.raises(ValueError, match=r"shape \(9, 9\); expected \(batch, \*grid\)"):
-        problem.solve({"permeability": a[0]}, grid)
-    with pytest.raises(ValueError, match=r"forcing has shape \(1, 9, 8\) but the grid is \(9, 9\)"):
-        problem.solve({"permeability": a, "forcing": a[:1, :, :8]}, grid)
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        poisoned = a.clone()
-        poisoned[1, 4, 4] = bad
-        with pytest.raises(ValueError, match="positive and finite everywhere and not NaN"):
-            problem.solve({"permeability": poisoned}, grid)
-    poisoned = a.clone()
-    poisoned[1, 4, 4] = torch.nan
-    with pytest.raises(RuntimeError, match="NaN"):
-        problem.solve({"permeability": a, "forcing": poisoned}, grid)
+
+
+@cases
+def test_wrong_inputs_are_refused_in_a_sentence(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
+    good = problem.sample(2, grid)
+    for name in problem.inputs:
+        with pytest.raises(ValueError, match=f"needs '{name}'"):
+            problem.solve({other: values for other, values in good.items() if other != name}, grid)
+        with pytest.raises(ValueError, match=r"shape .*but the grid is"):
+            problem.solve({**good, name: good[name][..., 1:]}, grid)
+        with pytest.raises(ValueError, match=r"shape .*; expected \((n|batch), \*grid\)"):
+            problem.solve({**good, name: good[name][0]}, grid)
+        for bad in (float("nan"), float("inf")):
+            poisoned = good[name].clone()
+            poisoned[1].view(-1)[5] = bad
+            with pytest.raises((ValueError, RuntimeError), match="NaN"):
+                problem.solve({**good, name: poisoned}, grid)
+
+
+@evolutions
+def test_what_is_not_an_initial_field_or_a_time_is_refused_in_a_sentence(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
+    good = problem.sample(2, grid)
+    poisoned = {name: values.clone() for name, values in good.items()}
+    poisoned[problem.inputs[-1]][1].view(-1)[3] = torch.nan
+    with pytest.raises(ValueError, match=f"{problem.inputs[-1]} holds NaN or infinity in sample 1"):
+        problem.solve(poisoned, grid)
+    with pytest.raises(TypeError, match=f"{problem.inputs[0]} is torch.complex128.*real"):
+        problem.solve({**good, problem.inputs[0]: good[problem.inputs[0]] + 0j}, grid)
+    for times, sentence in (
+        ([0.1, 1.0], "the first must be 0"),
+        ([0.0], "at least two times"),
+        ([0.0, 1.0, 1.0], "from 1.0 to 1.0; give finite times in increasing order"),
+        ([0.0, float("nan")], "give finite times in increasing order"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            problem.solve(good, grid, times=times)
+    for rtol in (0.0, -1e-3, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"rtol is .*; a number between 0 and 1 is expected"):
+            problem.solve(good, grid, rtol=rtol)
+
+
+@cases
+def test_wrong_samples_are_refused_in_a_sentence(case: Case) -> None:
+    problem, grid = case.make(), case.grid(case.size)
     with pytest.raises(ValueError, match="split is 'dev'; choose one of train, validation, test"):
         problem.sample(1, grid, split="dev")
     with pytest.raises(ValueError, match="seed is 0 and index -1; neither may be negative"):
@@ -377,14 +427,9 @@ def test_bad_input_is_refused_in_a_sentence(case: Case) -> None:
         problem.sample(-1, grid)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"medium": "three-phase"}, "medium is 'three-phase'; choose one of two-phase, log-normal"),
-        ({"high": 0.0}, "high=0.0 and low=3.0; both must be positive"),
-        ({"low": float("nan")}, "both must be positive"),
-    ],
-)
-def test_wrong_constants_are_refused_in_a_sentence(options, sentence) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Darcy(**options)
+@cases
+def test_wrong_constants_are_refused_in_a_sentence(case: Case) -> None:
+    for sentence, options in case.refused.items():
+        for option in options:
+            with pytest.raises(ValueError, match=sentence):
+                case.make(**option)
