@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from opflow.typing import check_placement
 
 # How several outputs share: whether the branch, and the trunk, have something apart for each. "independent" has nets apart
-# besides. The names are those of Lu et al. 2022, section 3.1.6.
+# besides. The names are those of Lu et al. 2022, "A comprehensive and fair comparison of two neural operators".
 MULTI_OUTPUT = {
     "independent": (True, True),
     "split_both": (True, True),

@@ -23,7 +23,7 @@ _ROWS = {
 
 
 class PODTrunk(nn.Module):
-    """t_k = phi_k, the modes that represent training targets best in L2   (Lu et al. 2022, "A comprehensive and fair comparison", section 3.1.3).
+    """t_k = phi_k, the modes that represent training targets best in L2   (Lu et al. 2022, "A comprehensive and fair comparison of two neural operators": POD-DeepONet).
 
     With targets u_1, ..., u_n, their mean phi_0 and the grid's quadrature weights w, the modes are the right singular vectors of
     sqrt(w) (u_i - phi_0), divided by sqrt(w): orthonormal, int phi_j phi_k = delta_jk, and of all bases of this size the one with

@@ -44,7 +44,7 @@ class DeepONet(nn.Module):
 
     Args:
         branch: b, (batch, channel, *sensors) -> (batch, out or 1, basis).
-        trunk: t, (..., dim) -> (..., out or 1, basis). The mean of a PODTrunk is added to the sum (Lu et al. 2022, eq. 3.5).
+        trunk: t, (..., dim) -> (..., out or 1, basis). The mean of a PODTrunk is added to the sum.
         combine: the sum, with an axis of outputs.
         sensors: the shape of the sensors' grid.
         in_channels: of the input function.
@@ -84,7 +84,7 @@ class DeepONet(nn.Module):
         return y + self.trunk.mean_at(coords) if isinstance(self.trunk, PODTrunk) else y
 
     def _check(self, u: Field, coords: Points) -> None:
-        like = next(self.parameters())
+        like = next(self.parameters(), u)  # parts of your own may have none
         check_field(u, self.in_channels, len(self.sensors), like, "DeepONet")
         if tuple(u.shape[2:]) != self.sensors:
             raise ValueError(
@@ -146,7 +146,7 @@ class DeepONet(nn.Module):
             branch: hidden widths of the branch, whose last layer is linear.
             trunk: hidden widths of the trunk, whose last layer has the activation too; or "pod" for the modes of the
                 training targets, which ``model.trunk.fit(targets)`` computes: a `PODTrunk` on `grid`, without b_0.
-            multi_output: how several outputs share the nets (the names of Lu et al. 2022, section 3.1.6):
+            multi_output: how several outputs share the nets (the names of Lu et al. 2022):
                 "independent", a branch and a trunk for each; "split_both", one branch and one trunk whose outputs are
                 split among them; "split_branch", only the branch's outputs are split, and the functions t_k shared;
                 "split_trunk", only the trunk's are split, and the coefficients b_k shared.

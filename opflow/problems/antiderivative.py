@@ -16,7 +16,7 @@ from opflow.typing import Derivatives
 
 @dataclass(frozen=True)
 class Antiderivative(ForcedODE):
-    """s' = u on [0, final_time], s(0) = 0: s(t) = int_0^t u   (Lu et al. 2021, "DeepONet", section 4.1).
+    """s' = u on [0, final_time], s(0) = 0: s(t) = int_0^t u   (Lu et al. 2021, "DeepONet").
 
     `solve` integrates the spline through the forcing's values, without a further error and whatever `rtol` is.
 

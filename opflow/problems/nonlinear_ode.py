@@ -21,7 +21,7 @@ from opflow.typing import Derivatives
 
 @dataclass(frozen=True)
 class NonlinearODE(ForcedODE):
-    """s' = -s^2 + u on [0, final_time], s(0) = 0   (Lu et al. 2021, "DeepONet", section 4.1).
+    """s' = -s^2 + u on [0, final_time], s(0) = 0   (Lu et al. 2021, "DeepONet").
 
     s = v' / v with v'' = u v, so that s falls to minus infinity where v has a zero: for u = -A at t = pi / (2 sqrt(A)). Of
     the forcings of the law about 7 in 10,000 do so before final_time = 1, and far more before a later one. The published data

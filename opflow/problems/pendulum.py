@@ -17,7 +17,7 @@ from opflow.typing import Derivatives
 
 @dataclass(frozen=True)
 class Pendulum(ForcedODE):
-    """s1' = s2,  s2' = -k sin(s1) + u  on [0, final_time], at rest at 0   (Lu et al. 2021, "DeepONet", section 4.2).
+    """s1' = s2,  s2' = -k sin(s1) + u  on [0, final_time], at rest at 0   (Lu et al. 2021, "DeepONet").
 
     s1 is the angle in radians, s2 the angular velocity, u the torque.
 
