@@ -31,49 +31,130 @@ def _figure(columns: int, rows: int = 1, *, width: float = 3.4, height: float = 
 def plot_fields(
     rows: Sequence[Mapping[str, ArrayLike]], grid: Grid, *, input: str, reference: str, prediction: str, title: str = ""
 ) -> Figure:
-    """One row a sample: input, reference, prediction on the reference's colour scale, and the signed error on its own.
+    """One row a sample: input, reference, prediction, and the signed error on a scale of its own.
+
+    Fields of two axes are images, the prediction on the reference's colour scale; functions of one axis are curves, the
+    prediction over the reference.
 
     Args:
-        rows: for each sample its named fields, (nx, ny); a row may have a resolution of its own.
+        rows: for each sample its named fields, (nx, ny) or (nx,); a row may have a resolution of its own, and its input one too.
         grid: extent and axis names.
         input, reference, prediction: which of the names goes where; they become the panel titles.
     """
-    if grid.dim != 2:
-        raise ValueError(f"plot_fields draws two-dimensional fields, but the grid has {grid.dim} axes.")
+    if grid.dim not in (1, 2):
+        raise ValueError(f"plot_fields draws fields of one or two axes, but the grid has {grid.dim}.")
     if not rows:
         raise ValueError("there is no sample to draw; give at least one row.")
-    figure, axes = _figure(4, len(rows), height=2.9)
-    (left, right), (bottom, top) = grid.extent
+    figure, axes = _figure(3 if grid.dim == 1 else 4, len(rows), height=2.9)
     for i, row in enumerate(rows):
         fields = {name: np.asarray(row[name]) for name in (input, reference, prediction)}
         shapes = {name: field.shape for name, field in fields.items()}
-        if len(set(shapes.values())) != 1 or fields[input].ndim != 2:
+        if shapes[reference] != shapes[prediction] or any(len(shape) != grid.dim for shape in shapes.values()):
             raise ValueError(
-                f"row {i} has fields of shapes {shapes}; give each name one field (nx, ny), of one shape in a row."
+                f"row {i} has fields of shapes {shapes}; give each name one field ({', '.join('n' + a for a in grid.axes)}), "
+                "reference and prediction of one shape."
             )
         error = fields[prediction] - fields[reference]
         size = np.linalg.norm(fields[reference])
         relative = np.linalg.norm(error) / size if size > 0 else np.nan
+        said = f"error (relative L2 {relative:.2%})"
+        if grid.dim == 1:
+            _lines(axes[i], grid, fields, error, (input, reference, prediction, said))
+            continue
         low, high = fields[reference].min(), fields[reference].max()
-        largest = np.abs(error).max() or 1.0
         panels = [
             (input, fields[input], {"cmap": "cividis"}),
             (reference, fields[reference], {"cmap": "viridis", "vmin": low, "vmax": high}),
             (prediction, fields[prediction], {"cmap": "viridis", "vmin": low, "vmax": high}),
-            (f"error (relative L2 {relative:.2%})", error, {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}),
+            (said, error, _signed(error)),
         ]
         for axis, (name, field, style) in zip(axes[i], panels, strict=True):
-            # Fields are indexed [x, y]; pictures have y upwards.
-            image = axis.imshow(
-                field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style
-            )
+            image = _image(axis, field, grid, style)
             axis.set_title(name, fontsize=10)
-            axis.set_xlabel(grid.axes[0])
-            axis.set_ylabel(grid.axes[1])
             figure.colorbar(image, ax=axis, shrink=0.8, format="%.2g")
     if title:
         figure.suptitle(title)
     return figure
+
+
+def plot_frames(
+    rows: Mapping[str, ArrayLike],
+    grid: Grid,
+    times: Sequence[float],
+    *,
+    reference: str,
+    prediction: str,
+    title: str = "",
+) -> Figure:
+    """A strip of frames: one column a time, one row a name, and a last row with the signed error of each frame.
+
+    All rows share one colour scale, symmetric about zero; the errors share another.
+
+    Args:
+        rows: name -> (time, nx, ny).
+        grid: of space: extent and axis names.
+        times: of the frames.
+        reference, prediction: the names whose difference is the error.
+    """
+    if grid.dim != 2:
+        raise ValueError(f"plot_frames draws frames of two axes, but the grid has {grid.dim}.")
+    frames = {name: np.asarray(values) for name, values in rows.items()}
+    shapes = {name: values.shape for name, values in frames.items()}
+    if len(set(shapes.values())) != 1 or frames[reference].ndim != 3 or len(frames[reference]) != len(times):
+        raise ValueError(f"the rows have shapes {shapes}; give each ({len(times)}, nx, ny), one frame a time.")
+    error = frames[prediction] - frames[reference]
+    norms = [np.sqrt((values**2).sum(axis=(1, 2))) for values in (error, frames[reference])]
+    relative = np.divide(*norms, out=np.full(len(times), np.nan), where=norms[1] > 0)
+    scale = _signed(np.concatenate(list(frames.values())))
+    figure, axes = _figure(len(times), len(frames) + 1, width=2.2, height=2.3)
+    for name, line in zip(frames, axes[:-1], strict=True):
+        for axis, frame, time in zip(line, frames[name], times, strict=True):
+            image = _image(axis, frame, grid, scale)
+            axis.set_title(f"{name}, t = {time:g}", fontsize=9)
+        figure.colorbar(image, ax=line, shrink=0.8, format="%.2g")
+    for axis, frame, number in zip(axes[-1], error, relative, strict=True):
+        image = _image(axis, frame, grid, _signed(error))
+        axis.set_title(f"error {number:.2%}", fontsize=9)
+    figure.colorbar(image, ax=axes[-1], shrink=0.8, format="%.2g")
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _lines(axes: Any, grid: Grid, fields: Mapping[str, Any], error: Any, names: tuple[str, str, str, str]) -> None:
+    """One row of functions of one axis."""
+    input, reference, prediction, said = names
+
+    def at(field: Any) -> Any:
+        return grid.with_shape(len(field)).coordinates(0).numpy()
+
+    axes[0].plot(at(fields[input]), fields[input], color="black", linewidth=1)
+    axes[0].set_title(input, fontsize=10)
+    axes[1].plot(at(fields[reference]), fields[reference], label=reference)
+    axes[1].plot(at(fields[prediction]), fields[prediction], linestyle="--", label=prediction)
+    axes[1].legend(fontsize=8, frameon=False)
+    axes[2].plot(at(error), error, color="tab:red", linewidth=1)
+    axes[2].set_title(said, fontsize=10)
+    for axis in axes:
+        axis.set_xlabel(grid.axes[0])
+        axis.grid(True, alpha=0.3)
+
+
+def _image(axis: Any, field: Any, grid: Grid, style: Mapping[str, Any]) -> Any:
+    """A field (nx, ny): indexed [x, y], where pictures have y upwards."""
+    (left, right), (bottom, top) = grid.extent
+    axis.set_xlabel(grid.axes[0])
+    axis.set_ylabel(grid.axes[1])
+    return axis.imshow(field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style)
+
+
+def _signed(values: Any) -> dict[str, Any]:
+    """Colours symmetric about zero."""
+    largest = float(np.abs(values).max()) or 1.0
+    return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
 
 
 def plot_convergence(

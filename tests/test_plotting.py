@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from opflow import Grid
-from opflow.plotting import plot_convergence, plot_fields, save_figure
+from opflow.plotting import plot_convergence, plot_fields, plot_frames, save_figure
 
 GRID = Grid((5, 7), extent=((0.0, 1.0), (2.0, 5.0)), axes=("r", "z"))
 
@@ -88,6 +88,40 @@ def test_pictures_reach_the_disk_whole(tmp_path: Path, name: str, magic: bytes) 
     assert [child.name for child in path.parent.iterdir()] == [name] and path.read_bytes() == before
 
 
+def test_functions_of_one_axis_are_curves() -> None:
+    grid = Grid(6, axes=("t",))
+    row = {"forcing": np.ones(11), "integral": np.arange(6.0), "prediction": np.arange(6.0) + 0.5}
+    figure = plot_fields([row, row], grid, input="forcing", reference="integral", prediction="prediction")
+    assert len(figure.axes) == 6 and not panels(figure)
+    first, both, error = figure.axes[:3]
+    np.testing.assert_allclose(first.get_lines()[0].get_xdata(), np.linspace(0, 1, 11))  # sensors of its own
+    assert [line.get_label() for line in both.get_lines()] == ["integral", "prediction"]
+    np.testing.assert_array_equal(error.get_lines()[0].get_ydata(), np.full(6, 0.5))
+    assert f"{np.sqrt(6 * 0.25 / 55):.2%}" in error.get_title() and error.get_xlabel() == "t"
+
+
+def test_frames_in_time() -> None:
+    frames = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    figure = plot_frames(
+        {"reference": frames, "prediction": frames + 1},
+        GRID,
+        [1.0, 2.0, 3.0],
+        reference="reference",
+        prediction="prediction",
+    )
+    images = [axis.images[0] for axis in panels(figure)]
+    assert len(images) == 9
+    np.testing.assert_allclose(np.asarray(images[4].get_array()), (frames[1] + 1).numpy().T)
+    np.testing.assert_allclose(np.asarray(images[8].get_array()), np.ones((7, 5)), rtol=1e-6)
+    largest = float(torch.cat([frames, frames + 1]).abs().max())
+    assert all(image.get_clim() == pytest.approx((-largest, largest)) for image in images[:6])
+    assert panels(figure)[1].get_title() == "reference, t = 2"
+    assert f"{float(35**0.5 / frames[2].norm()):.2%}" in panels(figure)[8].get_title()
+    for times, grid, message in (([1.0], GRID, "one frame a time"), ([1.0, 2.0, 3.0], Grid(5), "frames of two axes")):
+        with pytest.raises(ValueError, match=message):
+            plot_frames({"a": frames, "b": frames}, grid, times, reference="a", prediction="b")
+
+
 def test_convergence_curves() -> None:
     steps = np.arange(1, 5)
     figure = plot_convergence(
@@ -124,8 +158,8 @@ def test_drawing_changes_no_global_state(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_cannot_be_drawn_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ValueError, match="two-dimensional fields, but the grid has 1 axes"):
-        draw([sample()], Grid(5))
+    with pytest.raises(ValueError, match="fields of one or two axes, but the grid has 3"):
+        draw([sample()], Grid((5, 7, 2)))
     with pytest.raises(ValueError, match="there is no sample to draw"):
         draw([])
     with pytest.raises(ValueError, match=r"row 0 has fields of shapes .*'pressure': \(7, 5\)"):
