@@ -52,6 +52,11 @@ class GridFunction:
         """(..., *grid)"""
         return self._value
 
+    @property
+    def grid(self) -> Grid:
+        """Where the values live."""
+        return self._grid
+
     def __getitem__(self, name: str) -> GridFunction:
         """The channel called `name`, without its channel axis."""
         if name not in self._names:
