@@ -3,5 +3,6 @@
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.rollout import Rollout
 
-__all__ = ["FNO", "DeepONet", "GalerkinTransformer"]
+__all__ = ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"]

@@ -11,6 +11,7 @@ from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.rollout import Rollout
 
 MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO, "GalerkinTransformer": GalerkinTransformer}
 
@@ -36,12 +37,14 @@ def build_model(recipe: Mapping[str, Any]) -> nn.Module:
         return Normalized(
             build_model(recipe["inner"]), normalizers["input"], normalizers["output"], normalizers["coords"]
         )
-    if name not in MODELS:
+    if name not in MODELS and name != "Rollout":
         raise ValueError(
             f"the recipe names the model {name!r}, which this opflow does not have; it has {', '.join(sorted(MODELS))}. Pass build= to make it yourself."
         )
     values = {key: value for key, value in recipe.items() if key != "model"}
     try:
+        if name == "Rollout":
+            return Rollout(build_model(values.pop("inner")), **values)
         return MODELS[name].build(**values)
     except TypeError as error:
         raise ValueError(
