@@ -49,14 +49,21 @@ def equal_cost(settings: Mapping[str, Any], error: float, data: Path) -> dict[st
 
 
 def _coarser(inputs: Mapping[str, Tensor], grid: Grid) -> Iterator[tuple[Grid, dict[str, Tensor]]]:
-    """The inputs on this grid and on every coarser one whose points it holds."""
+    """The inputs on this grid and on coarser ones: their Fourier series cut on periodic axes, else every stride-th point."""
     for stride in (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 21, 32, 64):
         try:
             coarse = grid.subsampled(stride)
         except ValueError:
             continue
+        periodic = set(grid.layout) == {"periodic"}
         if min(coarse.shape) >= 5:
-            yield coarse, {name: grid.subsample(field, stride) for name, field in inputs.items()}
+            yield (
+                coarse,
+                {
+                    name: resample(field, coarse.shape) if periodic else grid.subsample(field, stride)
+                    for name, field in inputs.items()
+                },
+            )
 
 
 def _timed(solve: Any) -> tuple[float, dict[str, Tensor]]:
