@@ -133,40 +133,44 @@ class Grid:
         shape = (shape,) * self.dim if isinstance(shape, int) else tuple(shape)
         return Grid(shape, self.extent, self.layout, self.axes)
 
-    def subsampled(self, stride: int) -> Grid:
-        """The grid that keeps the same domain with `stride` times the spacing.
+    def subsampled(self, stride: int | Sequence[int]) -> Grid:
+        """The grid that keeps the same domain with `stride` times the spacing, one number for all axes or one each.
 
         Nodes and periodic axes keep every stride-th point; on cells, blocks of `stride` cells become one cell
         (their values are averaged, see `subsample`). A stride that does not divide is refused: dropping the last
         points would silently change the domain.
         """
-        if stride < 1:
-            raise ValueError(f"stride is {stride}; give a positive whole number.")
         shape = []
-        for n, kind, axis in zip(self.shape, self.layout, self.axes, strict=True):
+        for n, kind, axis, step in zip(self.shape, self.layout, self.axes, self._strides(stride), strict=True):
             intervals = n - 1 if kind == "nodes" else n
-            if intervals % stride:
+            if intervals % step:
                 divisors = [s for s in range(1, intervals) if intervals % s == 0]
                 what = f"{intervals} intervals between its {n} nodes" if kind == "nodes" else f"{n} points"
-                raise ValueError(
-                    f"stride {stride} does not divide axis {axis} with {what}; use one of {divisors[:12]}."
-                )
-            shape.append(intervals // stride + (kind == "nodes"))
+                raise ValueError(f"stride {step} does not divide axis {axis} with {what}; use one of {divisors[:12]}.")
+            shape.append(intervals // step + (kind == "nodes"))
         return self.with_shape(shape)
 
-    def subsample(self, field: Tensor, stride: int) -> Tensor:
+    def subsample(self, field: Tensor, stride: int | Sequence[int]) -> Tensor:
         """Restrict `field` (..., *shape) to ``subsampled(stride)``."""
         self.check(field)
         coarse = self.subsampled(stride)
-        if stride == 1:
-            return field
-        for axis, kind in enumerate(self.layout):
+        for axis, (kind, step) in enumerate(zip(self.layout, self._strides(stride), strict=True)):
             dim = field.ndim - self.dim + axis
+            if step == 1:
+                continue
             if kind == "cells":
-                field = field.unflatten(dim, (coarse.shape[axis], stride)).mean(dim + 1)
+                field = field.unflatten(dim, (coarse.shape[axis], step)).mean(dim + 1)
             else:
-                field = field[(slice(None),) * dim + (slice(None, None, stride),)]
+                field = field[(slice(None),) * dim + (slice(None, None, step),)]
         return field
+
+    def _strides(self, stride: int | Sequence[int]) -> tuple[int, ...]:
+        strides = (stride,) * self.dim if isinstance(stride, int) else tuple(stride)
+        if len(strides) != self.dim or any(step < 1 for step in strides):
+            raise ValueError(
+                f"stride is {stride}; give a positive whole number, or one for each of the {self.dim} axes."
+            )
+        return strides
 
     def check(self, field: Tensor, name: str = "field") -> None:
         """Raise unless the last axes of `field` are this grid."""

@@ -105,6 +105,18 @@ def test_a_stride_divides_or_is_refused_with_those_that_do(n: int, stride: int, 
         assert all(grid.subsampled(s) for s in offered)
 
 
+def test_every_axis_may_have_a_stride_of_its_own() -> None:
+    grid = Grid((5, 8, 6), layout=("nodes", "periodic", "cells"), axes=("t", "x", "y"))
+    field = torch.arange(240.0).view(5, 8, 6)
+    coarse = grid.subsampled((1, 2, 3))
+    assert coarse.shape == (5, 4, 2) and coarse.axes == grid.axes and coarse.extent == grid.extent
+    expected = field[:, ::2].reshape(5, 4, 2, 3).mean(-1)
+    torch.testing.assert_close(grid.subsample(field, (1, 2, 3)), expected)
+    for strides in ((1, 2), (1, 0, 2)):
+        with pytest.raises(ValueError, match="one for each of the 3 axes"):
+            grid.subsampled(strides)
+
+
 def test_a_stride_below_one_is_refused() -> None:
     for stride in (0, -2):
         with pytest.raises(ValueError, match=f"stride is {stride}; give a positive"):

@@ -34,7 +34,8 @@ class FieldDataset(Dataset[Batch]):
         source: an opened source, or a path for `open_dataset`.
         inputs: input names in channel order, by default the source's.
         targets: target names in channel order, by default the source's; ``()`` for none.
-        stride: keep every stride-th point of node and periodic axes and average blocks of cells; it must divide.
+        stride: keep every stride-th point of node and periodic axes and average blocks of cells; one number for all axes, or
+            one each. It must divide.
         dtype: torch.float32 or torch.float64.
         indices: the positions in the source to use, by default all.
 
@@ -53,7 +54,7 @@ class FieldDataset(Dataset[Batch]):
         inputs: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
         *,
-        stride: int = 1,
+        stride: int | Sequence[int] = 1,
         dtype: torch.dtype = torch.float32,
         indices: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
@@ -82,7 +83,7 @@ class FieldDataset(Dataset[Batch]):
         targets: Any,
         grid: Grid,
         *,
-        stride: int = 1,
+        stride: int | Sequence[int] = 1,
         dtype: torch.dtype = torch.float32,
         index: Sequence[int] | NDArray[np.int64] | None = None,
         split: str = "train",
@@ -125,7 +126,7 @@ class FieldDataset(Dataset[Batch]):
                 "source": self.source.fingerprint,
                 "inputs": self.input_names,
                 "targets": self.target_names,
-                "stride": self.stride,
+                "stride": self.stride if isinstance(self.stride, int) else list(self.stride),
                 "dtype": str(self.dtype),
                 "indices": hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
             }
