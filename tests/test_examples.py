@@ -118,3 +118,52 @@ def test_spectral_backends_agree_with_the_reference(tmp_path: Path) -> None:
     error = main(sizes=(24, 25), modes=(4, 24), grid=24, channels=2, rounds=1, out=tmp_path)
     assert 0 < error < 5e-7
     assert is_drawn(tmp_path / "backends.png")
+
+
+OPERATORS = [  # example, tiny arguments, what its default run promises, its pictures
+    (
+        "burgers_galerkin",
+        {"size": 32, "samples": 20, "test_samples": 4, "epochs": 1, "hidden_channels": 8},
+        0.02,
+        ("velocities.png", "convergence.png"),
+    ),
+    (
+        "navier_stokes_fno",
+        {"size": 16, "samples": 4, "test_samples": 4, "known": 3, "ahead": 2, "batch_size": 2, "epochs": 1, "modes": 6},
+        0.1,
+        ("vorticity.png", "spectrum.png", "convergence.png"),
+    ),
+    (
+        "antiderivative_deeponet",
+        {"sensors": 40, "samples": 40, "test_samples": 8, "epochs": 2, "batch_size": 20},
+        1e-5,
+        ("functions.png", "convergence.png"),
+    ),
+    (
+        "darcy_inverse_galerkin",
+        {"size": 17, "stride": 2, "samples": 20, "test_samples": 4, "epochs": 1, "hidden_channels": 8, "layers": 1},
+        0.1,
+        ("permeabilities.png", "convergence.png"),
+    ),
+]
+IDS = [name for name, *_ in OPERATORS]
+
+
+@pytest.mark.parametrize(("name", "tiny", "promised", "pictures"), OPERATORS, ids=IDS)
+def test_operator_examples_end_to_end(name: str, tiny: dict, promised: float, pictures: tuple, tmp_path: Path) -> None:
+    main, out = example(name).main, tmp_path / "run"
+    error = main(**tiny, data_folder=tmp_path / "data", out=out)
+    assert np.isfinite(error) and error > 0
+    assert error in json.loads((out / "results.json").read_text()).values()
+    assert all(is_drawn(out / picture) for picture in pictures)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        main(**tiny, data_folder=tmp_path / "data", out=out)
+    assert main(**tiny, data_folder=tmp_path / "data", out=out, overwrite=True) == error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tiny", "promised", "pictures"), OPERATORS, ids=IDS)
+def test_operator_examples_keep_their_promise(
+    name: str, tiny: dict, promised: float, pictures: tuple, tmp_path: Path
+) -> None:
+    assert example(name).main(data_folder=tmp_path / "data", out=tmp_path / "run") < promised
