@@ -88,14 +88,17 @@ class Rollout(nn.Module):
             y = recomputed(self.model, seen, use_reentrant=False)
         else:
             y = self.model(seen)
-        channels, grid = x.shape[1], tuple(x.shape[3:])
-        if self.stacked and y.ndim == seen.ndim and y.shape[1] % channels == 0:
-            y = y.unflatten(1, (channels, y.shape[1] // channels))
-        if y.ndim != x.ndim or y.shape[1] != channels or y.shape[2] < 1 or tuple(y.shape[3:]) != grid:
-            one = f"(batch, {channels} * frames, *{grid})" if self.stacked else f"(batch, {channels}, frames, *{grid})"
+        given, channels, grid = tuple(y.shape), x.shape[1], tuple(x.shape[3:])
+        if self.stacked:
+            fits = y.ndim == seen.ndim and y.shape[1] % channels == 0
+            y = y.unflatten(1, (channels, y.shape[1] // channels)) if fits else y
+        else:
+            fits = y.ndim == seen.ndim and y.shape[1] == channels
+        if not fits or y.shape[2] < 1 or tuple(y.shape[3:]) != grid:
+            times, points = " *" if self.stacked else ",", ", ".join(map(str, grid))
             raise ValueError(
-                f"the model gave {tuple(y.shape)} for {tuple(seen.shape)}, but {one} is expected, so that its frames can be fed back; "
-                "give it the rollout's number of channels and the same grid."
+                f"the model gave {given} for {tuple(seen.shape)}, but (batch, {channels}{times} frames, {points}) is expected, "
+                "so that its frames can be fed back; give it the rollout's number of channels and the same grid."
             )
         return x[:, :, -1:] + y if self.increments else y
 
