@@ -38,9 +38,9 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def settings(row: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """What a run depends on: the row's task with the preset's numbers, and the recipe of its data."""
-    shared = {key: row[key] for key in ("metric", "task", "data")}
-    recipe = tomllib.loads(CATALOGUE.read_text())[row["data"]]
-    return shared | row[preset] | {"recipe": {key: value for key, value in recipe.items() if key != "about"}}
+    chosen = {key: row[key] for key in ("metric", "task", "data")} | row[preset]
+    recipe = tomllib.loads(CATALOGUE.read_text())[chosen["data"]]
+    return chosen | {"recipe": {key: value for key, value in recipe.items() if key != "about"}}
 
 
 def digest(values: Mapping[str, Any]) -> str:

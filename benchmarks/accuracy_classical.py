@@ -5,18 +5,31 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.accuracy_training import METRICS
 from opflow import Grid, problems
-from opflow.data import FieldDataset
+from opflow.data import open_dataset
 from opflow.fourier import resample
 
 SAMPLES = 32
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the network was asked, as a solver hears it: inputs (n, *grid) and what should come out, (n, channel, ...)."""
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    grid: Grid
+    times: list[float] | None = None
 
 
 def equal_cost(settings: Mapping[str, Any], error: float, data: Path) -> dict[str, Any] | None:
@@ -26,26 +39,48 @@ def equal_cost(settings: Mapping[str, Any], error: float, data: Path) -> dict[st
     interpolated to the network's grid, by its Fourier series on periodic axes and linearly on nodes.
 
     Returns:
-        {"seconds", "error", "grid", "rtol"}; None where no candidate is good enough.
+        {"seconds", "error", "grid", "rtol"}; None where no candidate is good enough, and for inverse problems, whose classical
+        solvers are not a forward solve.
     """
+    if settings["task"] == "inverse":
+        return None
     recipe = settings["recipe"]
     problem = getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))
-    test = FieldDataset(data / settings["data"] / "test", stride=settings.get("stride", 1), dtype=torch.float64)
-    batch = test.read(range(min(SAMPLES, len(test))))
-    inputs = {name: batch.input[:, c] for c, name in enumerate(test.input_names)}
+    question = _question(settings, problem, data)
     found: dict[str, Any] | None = None
-    for grid, coarse in _coarser(inputs, test.grid):
+    for grid, coarse in _coarser(question.inputs, question.grid):
         for rtol in TOLERANCES:
-            seconds, solution = _timed(
-                lambda grid=grid, coarse=coarse, rtol=rtol: problem.solve(coarse, grid, rtol=rtol)
-            )
-            fields = torch.stack([_interpolated(solution[name], grid, test.grid) for name in test.target_names], 1)
-            ours = _error(fields, batch.target, test.grid, settings["metric"])
+            options = {"rtol": rtol} | ({} if question.times is None else {"times": question.times})
+            seconds, solution = _timed(partial(problem.solve, coarse, grid, **options))
+            fields = torch.stack([_interpolated(solution[name], grid, question.grid) for name in problem.unknowns], 1)
+            if question.times is not None:
+                fields = fields[:, :, 1:]
+            ours = float(METRICS[settings["metric"]](fields, question.target))
             if ours <= error:
                 if found is None or seconds < found["seconds"]:
                     found = {"seconds": seconds, "error": ours, "grid": list(grid.shape), "rtol": rtol}
                 break
     return found
+
+
+def _question(settings: Mapping[str, Any], problem: Any, data: Path) -> Question:
+    stride = settings.get("stride", 1)
+    source = open_dataset(data / settings["data"] / "test")
+    n = range(min(SAMPLES, len(source)))
+    space = Grid(**settings["recipe"]["grid"])
+
+    def read(name: str) -> Tensor:
+        return space.subsample(torch.from_numpy(source.read(name, n)).double(), stride)
+
+    if settings["task"] == "forecast":
+        window, frames = settings["window"], settings["frames"]
+        (spacing, *_) = source.grid.spacing
+        fields = torch.stack([read(name) for name in problem.unknowns], 1)
+        last = {problem.inputs[0]: fields[:, 0, window - 1]}
+        times = [i * spacing for i in range(frames - window + 1)]
+        return Question(last, fields[:, :, window:frames], space.subsampled(stride), times)
+    target = torch.stack([read(name) for name in problem.unknowns], 1)
+    return Question({name: read(name) for name in problem.inputs}, target, space.subsampled(stride))
 
 
 def _coarser(inputs: Mapping[str, Tensor], grid: Grid) -> Iterator[tuple[Grid, dict[str, Tensor]]]:
@@ -85,9 +120,3 @@ def _interpolated(field: Tensor, coarse: Grid, grid: Grid) -> Tensor:
     return torch.nn.functional.interpolate(field[:, None], size=grid.shape, mode=modes[grid.dim], align_corners=True)[
         :, 0
     ]
-
-
-def _error(prediction: Tensor, target: Tensor, grid: Grid, metric: str) -> float:
-    from benchmarks.accuracy_training import METRICS
-
-    return float(METRICS[metric](prediction, target, grid.quadrature_weights()))

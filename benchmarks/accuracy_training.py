@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.accuracy_tasks import SYMMETRIES, TASKS, chained
 from opflow import Batch, Grid
 from opflow.batch import apply_model
-from opflow.data import Batches, FieldDataset, channel_statistics
+from opflow.data import Batches, Statistics
 from opflow.layers import Normalized, Normalizer
 from opflow.losses import DataMisfit, relative_h1, relative_l2
 from opflow.losses.norms import relative_errors
@@ -22,7 +23,7 @@ from opflow.models.recipe import build_model
 from opflow.training import evaluate, fit, load_checkpoint, save_checkpoint
 from opflow.training.module import evaluating
 
-Transform = Callable[[Batch, torch.Generator], Batch]
+HELD_OUT_SEED = 1
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -43,15 +44,17 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     torch.manual_seed(seed)
     how = settings["training"]
     metric = METRICS[settings["metric"]]
-    splits = {split: _split(settings, data, split) for split in ("train", "validation", "test")}
-    prepare = _points if settings["task"] == "points" else None
-    model = _model(settings, splits["train"]).to(device)
-    augment = AUGMENTATIONS[how.get("augment", "none")]
-    transform = _chain(augment, prepare)
+    task = TASKS[settings["task"]](settings, data)
+    splits = {split: task.dataset(split) for split in ("train", "validation", "test")}
+    model = _model(settings, task.statistics(splits["train"])).to(device)
+    prepare = task.prepare(splits["train"])
     training = Batches(
-        splits["train"], how["batch_size"], shuffle=True, drop_last=True, seed=seed, device=device, transform=transform
-    )
-    held_out = Batches(splits["validation"], 50, device=device, transform=_chain(None, prepare))
+        splits["train"], how["batch_size"], shuffle=True, drop_last=True, seed=seed, device=device,
+        transform=chained(SYMMETRIES[how.get("augment", "none")], prepare),
+    )  # fmt: skip
+    # Lists: noise, where there is any, is drawn once.
+    held_out = list(Batches(splits["validation"], 50, seed=HELD_OUT_SEED, device=device, transform=prepare))
+    unseen = list(Batches(splits["test"], 50, seed=HELD_OUT_SEED + 1, device=device, transform=prepare))
 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=how["learning_rate"], weight_decay=how.get("weight_decay", 1e-4)
@@ -75,7 +78,7 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
         last = record
     best = load_checkpoint(checkpoints, model, ema=ema, which="best")
     tested = model if ema is None else ema
-    errors, seconds = _test(tested, Batches(splits["test"], 50, device=device, transform=_chain(None, prepare)), metric)
+    errors, seconds = _test(tested, unseen, metric)
     return {
         "error": float(errors.mean()),
         "worst": float(errors.max()),
@@ -88,20 +91,21 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     }
 
 
-def _split(settings: Mapping[str, Any], data: Path, split: str) -> FieldDataset:
-    folder = data / settings["data"] / split
-    return FieldDataset(folder, stride=settings.get("stride", 1)).in_memory()
-
-
-def _model(settings: Mapping[str, Any], training: FieldDataset) -> nn.Module:
-    statistics = channel_statistics(training)
-    values = {name: None if value == "none" else value for name, value in settings["model"].items()}
+def _model(settings: Mapping[str, Any], statistics: Statistics) -> nn.Module:
     points = settings["task"] == "points"
     return Normalized(
-        build_model(values),
+        build_model(_plain(settings["model"])),
         input=Normalizer(statistics.input.mean, statistics.input.std),
-        output=Normalizer(statistics.target.mean, statistics.target.std, **({"points": True} if points else {})),
+        output=Normalizer(statistics.target.mean, statistics.target.std, points=points),
     )
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with None for "none", which TOML cannot say."""
+    return {
+        name: None if value == "none" else _plain(value) if isinstance(value, Mapping) else value
+        for name, value in recipe.items()
+    }
 
 
 def _loss(settings: Mapping[str, Any], grid: Grid) -> nn.Module:
@@ -114,7 +118,7 @@ def _loss(settings: Mapping[str, Any], grid: Grid) -> nn.Module:
     return loss
 
 
-def _test(model: nn.Module, batches: Batches, metric: Callable[..., Tensor]) -> tuple[Tensor, float]:
+def _test(model: nn.Module, batches: Iterable[Batch], metric: Callable[..., Tensor]) -> tuple[Tensor, float]:
     """The metric of every sample, and the seconds that a prediction takes."""
     errors, seconds, count = [], 0.0, 0
     with evaluating(model):
@@ -129,45 +133,3 @@ def _test(model: nn.Module, batches: Batches, metric: Callable[..., Tensor]) -> 
             else:
                 errors.append((prediction - batch.target).square().flatten(1).mean(1))
     return torch.cat(errors).double().cpu(), seconds / count
-
-
-# --- what happens to a batch ---------------------------------------------------------------------------------------------
-
-
-def _chain(first: Transform | None, second: Transform | None) -> Transform | None:
-    if first is None or second is None:
-        return first or second
-    return lambda batch, generator: second(first(batch, generator), generator)
-
-
-def _points(batch: Batch, generator: torch.Generator) -> Batch:
-    """A target on nodes of (0, 1) as values at coordinates: (batch, channel, n) -> (batch, n, channel)."""
-    n = batch.target.shape[-1]
-    coords = torch.linspace(0, 1, n, dtype=batch.target.dtype)[:, None]
-    return Batch(input=batch.input, target=batch.target.mT, coords=coords, index=batch.index)
-
-
-def _square(batch: Batch, generator: torch.Generator) -> Batch:
-    """One of the square's eight symmetries, under which the law of the media and the equation are invariant."""
-    flip_x, flip_y, swap = torch.randint(2, (3,), generator=generator).tolist()
-
-    def turn(field: Tensor) -> Tensor:
-        field = field.flip([axis for axis, flip in ((2, flip_x), (3, flip_y)) if flip])
-        return field.transpose(2, 3) if swap else field
-
-    return Batch(input=turn(batch.input), target=turn(batch.target), weight=batch.weight, index=batch.index)
-
-
-def _circle(batch: Batch, generator: torch.Generator) -> Batch:
-    """A shift along the circle, and u(x) -> -u(-x), under which Burgers' equation and the law of its initial values are invariant."""
-    shift = int(torch.randint(batch.input.shape[-1], (), generator=generator))
-    reflect = bool(torch.randint(2, (), generator=generator))
-
-    def turn(field: Tensor) -> Tensor:
-        field = field.roll(shift, -1)
-        return -field.flip(-1) if reflect else field
-
-    return Batch(input=turn(batch.input), target=turn(batch.target), weight=batch.weight, index=batch.index)
-
-
-AUGMENTATIONS: dict[str, Transform | None] = {"none": None, "square": _square, "circle": _circle}
