@@ -10,6 +10,7 @@ from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.layers.pod import PODTrunk
 from opflow.layers.resampler import DownSampler, UpSampler
 from opflow.layers.spectral_conv import SpectralConv
+from opflow.layers.spectral_decoder import SpectralDecoder
 
 __all__ = [
     "MLP",
@@ -29,6 +30,7 @@ __all__ = [
     "PODTrunk",
     "SoftGate",
     "SpectralConv",
+    "SpectralDecoder",
     "TransformerLayer",
     "UpSampler",
 ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opflow.layers.coordinates import is_symbolic
+from opflow.layers.point_set import checked_weights
 from opflow.typing import Points, check_placement
 
 
@@ -125,7 +123,7 @@ class _LinearAttention(nn.Module):
                 f"y has shape {tuple(y.shape)} but {owner} expects (batch, points, {self.channels}); "
                 "a field becomes points with y.flatten(2).mT."
             )
-        check_placement(y, self.query.weight, owner)
+        check_placement(y, self.query.weight, owner, "y")
         if (coords is None) != (self.dim == 0):
             raise ValueError(
                 f"coords {'were' if coords is not None else 'were not'} given but {owner} has dim={self.dim}; "
@@ -260,32 +258,3 @@ class TransformerLayer(nn.Module):
         """Points (batch, points, channels) -> the same; coords and weights as the attention takes them."""
         y = y + self.dropout(self.attention(y, coords, weights))
         return y + self.feed_forward(y)
-
-
-def checked_weights(weights: Tensor, shape: Sequence[int], measure: float | None, like: Tensor) -> Tensor:
-    """Quadrature weights (batch or 1, points) over the measure, which they must sum to within 1e-3 of it.
-
-    Args:
-        weights: (points,) or (batch or 1, points).
-        shape: (batch, points).
-        measure: of the domain; None returns the weights as they are.
-        like: whose dtype and device the weights take.
-    """
-    batch, points = shape
-    if weights.shape not in ((points,), (1, points), (batch, points)):
-        raise ValueError(
-            f"weights has shape {tuple(weights.shape)}; expected {(points,)}, one rule for the whole batch, or {(batch, points)}."
-        )
-    if measure is not None:
-        if not is_symbolic(weights):
-            total = weights.sum(-1, dtype=torch.promote_types(weights.dtype, torch.float32))
-            if not bool((weights > 0).all()):
-                raise ValueError(f"weights go down to {float(weights.min())}; quadrature weights must be positive.")
-            if not bool(((total - measure).abs() <= 1e-3 * measure).all()):
-                worst = total.flatten()[(total - measure).abs().argmax()]
-                raise ValueError(
-                    f"the quadrature weights sum to {float(worst):.6g} but the measure of the domain is {measure:.6g}; "
-                    "scale them to it, or build with measure= that of your domain."
-                )
-        weights = weights / measure
-    return weights.view(-1, points).to(like)

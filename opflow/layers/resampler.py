@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -63,8 +63,9 @@ class DownSampler(nn.Module):
         if not isinstance(self.coarse, float):
             return self.coarse
         ends = int(self.layout == "nodes")
-        # In whole numbers of thousandths: torch.export can follow these at a dynamic resolution.
-        return tuple((2 * round(1000 * self.coarse) * (n - ends) + 1000) // 2000 + ends for n in shape)
+        # Rounded in whole numbers: torch.export can follow these at a dynamic resolution.
+        p, q = Fraction(self.coarse).limit_denominator(1000).as_integer_ratio()
+        return tuple((2 * p * (n - ends) + q) // (2 * q) + ends for n in shape)
 
     def forward(self, v: Field) -> Field:
         """(batch, in, n1, n2) -> (batch, out, *coarse_shape)"""
@@ -130,7 +131,8 @@ def interpolate(v: Field, shape: Sequence[int], layout: str) -> Field:
 
 
 def _geometric_mean(n: int, m: int) -> int:
-    return round(math.sqrt(n * m))
+    # torch's own functions, which torch.export can follow at a dynamic resolution.
+    return torch.sym_int(torch.sym_sqrt(n * m) + 0.5)
 
 
 def _as_coarse(coarse: Sequence[int] | float) -> tuple[int, ...] | float:

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from opflow.layers.coordinates import as_box, is_symbolic
+from opflow.layers.coordinates import as_box
 from opflow.layers.embedding import DomainPadding, as_layout, unit_coordinates
-from opflow.layers.fourier import FourierLayer
 from opflow.layers.galerkin_attention import (
     FourierAttention,
     GalerkinAttention,
     TransformerLayer,
-    checked_weights,
 )
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
+from opflow.layers.point_set import checked_weights, unit_points
 from opflow.layers.resampler import DownSampler, UpSampler
-from opflow.layers.spectral_conv import SpectralConv, as_modes
+from opflow.layers.spectral_conv import as_modes
+from opflow.layers.spectral_decoder import SpectralDecoder
 from opflow.models.fno import ACTIVATIONS
 from opflow.typing import Field, Points, check_field
 
 ATTENTIONS = {"galerkin": GalerkinAttention, "fourier": FourierAttention}
 DECODERS = ("spectral", "pointwise")
-
-
-class SpectralDecoder(nn.Module):
-    """v -> M(L_n ... L_1 v): Fourier layers s(K v + W v), then a perceptron at each point; for smooth outputs.
-
-    Args:
-        layers: the Fourier layers.
-        project: M.
-        padding: lengthens a domain that is not periodic around the layers; None for none, as in the paper.
-    """
-
-    def __init__(
-        self, layers: Iterable[nn.Module], project: nn.Module, *, padding: DomainPadding | None = None
-    ) -> None:
-        super().__init__()
-        self.layers, self.project, self.padding = nn.ModuleList(layers), project, padding
-
-    def forward(self, v: Field) -> Field:
-        """(batch, in, *grid) -> (batch, out, *grid)"""
-        grid = v.shape[2:]
-        if self.padding is not None:
-            v = self.padding.pad(v)
-        for layer in self.layers:
-            v = layer(v)
-        if self.padding is not None:
-            v = self.padding.crop(v, grid)
-        return self.project(v)
 
 
 class GalerkinTransformer(nn.Module):
@@ -65,7 +37,8 @@ class GalerkinTransformer(nn.Module):
     Takes its parts; `GalerkinTransformer.build` makes the usual ones from plain values.
 
     Args:
-        lift: P on fields, from the coordinates' and the input's channels to the hidden ones; a DownSampler changes the grid.
+        lift: P on fields, from the coordinates' and the input's channels (`lift.in_channels`) to the hidden ones; a
+            DownSampler changes the grid.
         layers: L on points, called as layer(y, coords, weights).
         decoder: D on fields, from the coordinates' (unless `decoder_coordinates` is False) and the hidden channels to the output's.
         extent: the domain, one pair (a, b) per axis; coordinates are scaled to the unit box.
@@ -102,6 +75,10 @@ class GalerkinTransformer(nn.Module):
         self.extent = as_box(extent, self.dim)
         self.layout = as_layout(layout, self.dim)
         self.measure = math.prod(b - a for a, b in self.extent) if measure is None else measure
+        if not self.measure > 0:
+            raise ValueError(
+                f"measure is {measure}; give the positive measure of the domain, or None for that of extent."
+            )
         if boundary not in ("dirichlet", None):
             raise ValueError(f"boundary is {boundary!r}; give 'dirichlet' or None.")
         if boundary and set(self.layout) != {"nodes"}:
@@ -125,14 +102,15 @@ class GalerkinTransformer(nn.Module):
         """
         self._check(x, coords)
         position = self._grid_position(x, x.shape[2:]) if coords is None else self._point_position(x, coords)
-        v = self.lift(torch.cat([position.expand(len(x), -1, *x.shape[2:]), x], dim=1))
+        v = self.lift(torch.cat([position.expand(x.shape[0], -1, *x.shape[2:]), x], dim=1))
         grid = v.shape[2:]
         if coords is None:
             position = self._grid_position(v, grid)
         if weights is not None:
             weights = self._flat_weights(weights, v)
         y, points = v.flatten(2).mT.contiguous(), position.flatten(2).mT
-        points = points[0] if len(points) == 1 else points
+        if coords is None or coords.ndim == 2:
+            points = points[0]
         for layer in self.layers:
             y = layer(y, points, weights)
         v = y.mT.unflatten(2, grid)
@@ -140,7 +118,7 @@ class GalerkinTransformer(nn.Module):
             v = self.upsample(v, x.shape[2:] if self.output_shape is None else self.output_shape)
         if self.decoder_coordinates:
             position = position if self.upsample is None else self._grid_position(v, v.shape[2:])
-            v = torch.cat([position.expand(len(v), -1, *v.shape[2:]), v], dim=1)
+            v = torch.cat([position.expand(v.shape[0], -1, *v.shape[2:]), v], dim=1)
         return self._on_boundary(self.decoder(v))
 
     def _grid_position(self, like: Tensor, grid: Sequence[int]) -> Tensor:
@@ -155,7 +133,7 @@ class GalerkinTransformer(nn.Module):
                 "coords were given, but this model has a spectral decoder, samplers or a boundary, which work on grids; "
                 "build it with decoder='pointwise' and without downsample, upsample and boundary, or leave coords out."
             )
-        n, shapes = x.shape[2], ((x.shape[2], self.dim), (len(x), x.shape[2], self.dim))
+        n, shapes = x.shape[2], ((x.shape[2], self.dim), (*x.shape[::2], self.dim))
         if coords.shape not in shapes:
             raise ValueError(
                 f"coords has shape {tuple(coords.shape)} but x holds {n} points; expected {shapes[0]}, one set for the "
@@ -163,26 +141,17 @@ class GalerkinTransformer(nn.Module):
             )
         if coords.device != x.device or not coords.is_floating_point():
             raise ValueError(f"coords is {coords.dtype} on {coords.device}; give real numbers on {x.device}, as x is.")
-        low, high = torch.tensor(self.extent, dtype=coords.dtype, device=coords.device).unbind(1)
-        position = (coords - low) / (high - low)
-        slack = 4 * torch.finfo(coords.dtype).eps * (1 + (low.abs() + high.abs()) / (high - low))
-        if not is_symbolic(position) and not bool(((position >= -slack) & (position <= 1 + slack)).all()):
-            outside = ((position < -slack) | (position > 1 + slack)).any(-1)
-            raise ValueError(
-                f"{int(outside.sum())} of {outside.numel()} coordinates lie outside the domain {self.extent}, the first at "
-                f"{coords[outside][0].tolist()}; build the model with extent= your domain, or leave them out."
-            )
-        return position.to(x.dtype).mT.reshape(-1, self.dim, n)
+        return unit_points(coords, self.extent).to(x.dtype).mT.reshape(-1, self.dim, n)
 
     def _flat_weights(self, weights: Tensor, v: Tensor) -> Tensor:
         grid = tuple(v.shape[2:])
-        if weights.shape not in (grid, (len(v), *grid)):
+        if weights.shape not in (grid, (v.shape[0], *grid)):
             raise ValueError(
                 f"weights has shape {tuple(weights.shape)} but the attention layers work on {grid}; expected {grid}, one rule "
-                f"for the whole batch, or {(len(v), *grid)}."
+                f"for the whole batch, or {(v.shape[0], *grid)}."
             )
         flat = weights.reshape(*weights.shape[: weights.ndim - len(grid)], -1)
-        return checked_weights(flat, (len(v), flat.shape[-1]), self.measure, v)
+        return checked_weights(flat, (v.shape[0], flat.shape[-1]), self.measure, v)
 
     def _on_boundary(self, u: Field) -> Field:
         if self.boundary is None:
@@ -258,6 +227,7 @@ class GalerkinTransformer(nn.Module):
             ffn_activation: one of the same, in the perceptrons of the layers.
             eps: of the normalisation in the heads.
         """
+        width = 2 * hidden_channels if ffn_channels is None else ffn_channels
         for name, number in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
@@ -267,6 +237,7 @@ class GalerkinTransformer(nn.Module):
             ("n_layers", n_layers),
             ("decoder_channels", decoder_channels),
             ("decoder_layers", decoder_layers),
+            ("ffn_channels", width),
         ):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} is {number}; give a positive whole number.")
@@ -285,7 +256,6 @@ class GalerkinTransformer(nn.Module):
                 f"downsample is {downsample} and upsample {upsample} in {dim} dimensions; the samplers work on "
                 "two-dimensional fields, so leave them out or use dim=2."
             )
-        width = ffn_channels or 2 * hidden_channels
         make_activation = ACTIVATIONS[activation]
 
         def layer() -> TransformerLayer:
@@ -309,19 +279,15 @@ class GalerkinTransformer(nn.Module):
         decoded = hidden_channels + dim * decoder_coordinates
         if decoder == "spectral":
             modes = as_modes((n_modes,) * dim if isinstance(n_modes, int) else n_modes)
-            widths = [decoded, *[decoder_channels] * decoder_layers]
+            if len(modes) != dim:
+                raise ValueError(
+                    f"n_modes is {n_modes} in {dim} dimensions; give one number for all axes, or one per axis."
+                )
             head: nn.Module = SpectralDecoder(
-                [
-                    FourierLayer(
-                        SpectralConv(a, b, modes, bias=False), ChannelLinear(a, b), activation=make_activation()
-                    )
-                    for a, b in itertools.pairwise(widths)
-                ],
-                ChannelMLP(decoder_channels, out_channels, 2 * dim * decoder_channels, activation=make_activation()),
-                padding=_padding(decoder_padding, layouts),
-            )
+                decoded, out_channels, decoder_channels, modes, n_layers=decoder_layers,
+                activation=make_activation(), padding=_padding(decoder_padding, layouts),
+            )  # fmt: skip
         else:
-            modes = (n_modes,) if isinstance(n_modes, int) else tuple(n_modes)
             head = ChannelMLP(decoded, out_channels, decoder_channels, decoder_layers + 1, activation=make_activation())
         model = cls(
             lift,
@@ -344,7 +310,7 @@ class GalerkinTransformer(nn.Module):
             "model": cls.__name__, "in_channels": in_channels, "out_channels": out_channels,
             "hidden_channels": hidden_channels, "dim": dim, "heads": heads, "n_layers": n_layers, "ffn_channels": width,
             "attention": attention, "decoder": decoder, "decoder_channels": decoder_channels,
-            "decoder_layers": decoder_layers, "n_modes": list(modes) if decoder == "spectral" else n_modes,
+            "decoder_layers": decoder_layers, "n_modes": n_modes if isinstance(n_modes, int) else list(n_modes),
             "decoder_padding": decoder_padding, "decoder_coordinates": decoder_coordinates,
             "downsample": list(downsample) if isinstance(downsample, Sequence) else downsample,
             "upsample": upsample if isinstance(upsample, bool) else list(upsample), "layout": list(layouts),

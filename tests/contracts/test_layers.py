@@ -22,15 +22,20 @@ from opflow.layers import (
     ChannelLinear,
     ChannelMLP,
     DomainPadding,
+    DownSampler,
+    FourierAttention,
     FourierFeatures,
     FourierLayer,
+    GalerkinAttention,
     GridEmbedding,
     Normalized,
     Normalizer,
     SoftGate,
     SpectralConv,
+    SpectralDecoder,
+    TransformerLayer,
 )
-from opflow.models import FNO, DeepONet
+from opflow.models import FNO, DeepONet, GalerkinTransformer
 
 
 @dataclass
@@ -132,6 +137,61 @@ CASES = [
         points=7,
     ),
     Case("DeepONetPOD", lambda: Given(pod_deeponet(), 3 * torch.rand(7, 1)), (2, 1, 5), 2, points=7),
+    Case("GalerkinAttention", lambda: GalerkinAttention(8, heads=2), (2, 7, 8), 8, channel_axis=-1),
+    Case(
+        "GalerkinAttentionCoordinates",
+        lambda: Given(GalerkinAttention(6, 2, 1), torch.rand(7, 1), torch.full((7,), 1 / 7)),
+        (2, 7, 6),
+        6,
+        channel_axis=-1,
+        points=7,
+    ),
+    Case("FourierAttention", lambda: FourierAttention(8, heads=2), (2, 7, 8), 8, channel_axis=-1),
+    Case(
+        "TransformerLayer",
+        lambda: TransformerLayer(GalerkinAttention(4), MLP((4, 5, 4), activation=nn.ReLU())),
+        (2, 7, 4),
+        4,
+        channel_axis=-1,
+    ),
+    Case("SpectralDecoder", lambda: SpectralDecoder(2, 3, 4, (4, 5)), (2, 2, 9, 8), 3),
+    Case("DownSampler", lambda: DownSampler(2, 5, 1.0), (2, 2, 7, 6), 5),
+    Case(
+        "GalerkinTransformer1d",
+        lambda: GalerkinTransformer.build(
+            2, 1, 4, n_layers=2, decoder_channels=3, n_modes=6, layout="periodic", decoder_layers=1
+        ),
+        (2, 2, 12),
+        1,
+    ),
+    Case(
+        "GalerkinTransformer2d",
+        lambda: GalerkinTransformer.build(
+            1,
+            2,
+            6,
+            2,
+            heads=2,
+            n_layers=1,
+            attention="fourier",
+            decoder_channels=3,
+            n_modes=(4, 5),
+            decoder_layers=1,
+            downsample=0.5,
+            upsample=True,
+            boundary="dirichlet",
+        ),
+        (2, 1, 8, 9),
+        2,
+    ),
+    Case(
+        "GalerkinTransformer3d",
+        lambda: GalerkinTransformer.build(
+            1, 1, 4, 3, n_layers=1, decoder="pointwise", decoder_channels=3, layout="cells", ffn_activation="silu"
+        ),
+        (2, 1, 3, 4, 5),
+        1,
+    ),
     Case("FNO1d", lambda: FNO.build(6, 1, 2, 3, n_layers=2), (2, 1, 16), 2),
     Case(
         "FNO2d",
