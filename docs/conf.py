@@ -11,6 +11,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import accuracy_table  # noqa: E402
 import measured  # noqa: E402
 
 from opflow import __version__  # noqa: E402
@@ -38,6 +39,9 @@ picture = HERE / "images" / "darcy_fno.png"
 myst_enable_extensions = ["dollarmath", "deflist", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {
+    "accuracy": accuracy_table.accuracy(
+        HERE.parent / "benchmarks" / "accuracy.toml", HERE.parent / "benchmarks" / "results"
+    ),
     "measurements": measured.tables(HERE.parent / "benchmarks" / "results"),
     "reasons": measured.table(
         ["reason", "claims success", "message"],

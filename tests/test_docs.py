@@ -94,3 +94,24 @@ def test_every_committed_result_can_be_shown() -> None:
 def test_committed_pictures_are_small() -> None:
     large = {path.name: path.stat().st_size for path in DOCS.glob("images/*") if path.stat().st_size >= 300_000}
     assert not large
+
+
+def test_the_accuracy_table_says_what_was_and_was_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    accuracy = importlib.import_module("accuracy_table").accuracy
+    rows = tmp_path / "rows.toml"
+    rows.write_text('[a]\ntitle = "A"\npublished = 0.5\nrequired = 0.2\n[b]\ntitle = "B"\npublished = 0.1\n')
+    assert accuracy(rows, tmp_path).count("No run of this preset is on record") == 2
+    run = {
+        "row": "a", "seed": 0, "error": 0.3, "parameters": 1234, "train_seconds": 61.2, "predict_seconds": 2e-3, "commit": "abc",
+        "classical": {"seconds": 5e-6, "error": 0.21, "grid": [8, 8]}, "machine": {"device": "cpu", "processor": "P", "threads": 1},
+    }  # fmt: skip
+    runs = [run, run | {"seed": 1, "error": 0.1, "classical": None}, run | {"seed": 2, "error": 0.25}]
+    report = {"command": "run", "versions": {"torch": "2"}, "notes": {"runs": runs}}
+    (tmp_path / "accuracy_cpu.json").write_text(json.dumps(report))
+    page = accuracy(rows, tmp_path)
+    assert (
+        "| A | 0.5 | **0.25** | 0.1 to 0.3 | 3 | <= 0.2 | **no** | 1,234 | 61 s on 1 thread(s) | 2 ms | 5 us on 8 x 8, error 0.21 |"
+        in page
+    )
+    assert "Not run: B." in page
