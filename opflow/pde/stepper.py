@@ -96,6 +96,8 @@ class SpectralStepper:
             raise ValueError(f"steps is {steps}; at least one step between two output times is expected.")
         if steps is None and not 0 < rtol < 1:
             raise ValueError(f"rtol is {rtol}; a number between 0 and 1 is expected.")
+        if initial.shape[0] == 0:
+            return initial.unsqueeze(1).expand(-1, len(moments), *initial.shape[1:])
         if self.linear.requires_grad:
             self._formulas.clear()  # a graph serves one backward pass
         # Coefficients are kept between output times: a field and back would cost a rounding each, and a transform.

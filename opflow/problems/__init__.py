@@ -1,10 +1,27 @@
 """Problems: equations with their inputs, their unknowns and a classical solver."""
 
+from opflow.problems.advection import Advection
+from opflow.problems.allen_cahn import AllenCahn
 from opflow.problems.antiderivative import Antiderivative
 from opflow.problems.burgers import Burgers
 from opflow.problems.darcy import Darcy
+from opflow.problems.kdv import KortewegDeVries
+from opflow.problems.kuramoto_sivashinsky import KuramotoSivashinsky
 from opflow.problems.navier_stokes import NavierStokes
 from opflow.problems.nonlinear_ode import NonlinearODE
 from opflow.problems.pendulum import Pendulum
+from opflow.problems.schroedinger import Schroedinger
 
-__all__ = ["Antiderivative", "Burgers", "Darcy", "NavierStokes", "NonlinearODE", "Pendulum"]
+__all__ = [
+    "Advection",
+    "AllenCahn",
+    "Antiderivative",
+    "Burgers",
+    "Darcy",
+    "KortewegDeVries",
+    "KuramotoSivashinsky",
+    "NavierStokes",
+    "NonlinearODE",
+    "Pendulum",
+    "Schroedinger",
+]

@@ -14,7 +14,18 @@ from torch import Tensor
 from opflow import Batch, Grid
 from opflow.pde import AutogradDerivatives, GridDerivatives
 from opflow.pde.random_field import SPLITS
-from opflow.problems import Antiderivative, Burgers, Darcy, NonlinearODE, Pendulum
+from opflow.problems import (
+    Advection,
+    AllenCahn,
+    Antiderivative,
+    Burgers,
+    Darcy,
+    KortewegDeVries,
+    KuramotoSivashinsky,
+    NonlinearODE,
+    Pendulum,
+    Schroedinger,
+)
 
 Problem = Any
 
@@ -85,13 +96,39 @@ NOT_TIMES = (Grid(16, layout="cells"), Grid(16, layout="periodic"), Grid((16, 16
 POSITIVE = (0.0, -1.0, float("nan"), float("inf"))
 
 
-def periodic(a: float = 0.0, b: float = 1.0) -> Callable[[int], Grid]:
-    return lambda n: Grid(n, (a, b), "periodic")
-
-
-def space_time(n: int, final_time: float, a: float = 0.0, b: float = 1.0) -> Callable[[int], Grid]:
-    """nt -> a grid of nt times and n points of a periodic interval."""
-    return lambda nt: Grid((nt, n), ((0.0, final_time), (a, b)), ("nodes", "periodic"), ("t", "x"))
+def periodic_case(
+    kind: type,
+    extent: tuple[float, float],
+    *,
+    final_time: float,
+    n: int,
+    residual_sizes: tuple[int, ...],
+    positive: tuple[str, ...],
+    finite: tuple[str, ...] = (),
+    rounding: float = 1e-12,
+) -> Case:
+    """A row of an evolution on a periodic interval, resolved by n points."""
+    name = kind.__name__
+    return Case(
+        name,
+        kind,
+        lambda m: Grid(m, extent, "periodic"),
+        sample_sizes=(60, 96, 45),
+        refused_grids=NOT_PERIODIC,
+        lives_on=f"{name} lives on a periodic grid with axes x, but the grid is .*use Grid",
+        refused={
+            f"{constant} is .*; a positive finite number is expected": tuple({constant: v} for v in POSITIVE)
+            for constant in positive
+        }
+        | {
+            f"{constant} is .*; a finite number is expected": tuple({constant: v} for v in POSITIVE[2:])
+            for constant in finite
+        },
+        residual_grid=lambda nt: Grid((nt, n), ((0.0, final_time), extent), ("nodes", "periodic"), ("t", "x")),
+        residual_sizes=residual_sizes,
+        rounding=rounding,
+        solve_sizes=(n,),
+    )
 
 
 CASES = [
@@ -123,20 +160,57 @@ CASES = [
         solve_sizes=(33, 65, 129),
         solve_order=2.0,
     ),
-    Case(
-        "Burgers",
-        lambda **options: Burgers(**options),
-        periodic(),
-        sample_sizes=(60, 96, 45),
-        refused_grids=NOT_PERIODIC,
-        lives_on="Burgers lives on a periodic grid with axes x, but the grid is .*use Grid",
-        refused={
-            "viscosity is .*; a positive finite number is expected": tuple({"viscosity": v} for v in POSITIVE),
-            "final_time is .*; a positive finite number is expected": tuple({"final_time": v} for v in POSITIVE),
-        },
-        residual_grid=space_time(64, 1.0),
+    periodic_case(
+        Burgers,
+        (0.0, 1.0),
+        final_time=1.0,
+        n=64,
         residual_sizes=(201, 401, 801),
-        solve_sizes=(64,),
+        positive=("viscosity", "final_time"),
+    ),
+    periodic_case(
+        AllenCahn,
+        (-1.0, 1.0),
+        final_time=1.0,
+        n=1024,
+        residual_sizes=(51, 101, 201),
+        positive=("diffusivity", "reaction", "final_time"),
+    ),
+    periodic_case(
+        KortewegDeVries,
+        (-30.0, 30.0),
+        final_time=1.0,
+        n=384,
+        residual_sizes=(101, 201, 401),
+        positive=("final_time",),
+        finite=("convection", "dispersion"),
+        rounding=1e-10,
+    ),
+    periodic_case(
+        Schroedinger,
+        (-20.0, 20.0),
+        final_time=1.0,
+        n=512,
+        residual_sizes=(201, 401, 801),
+        positive=("final_time",),
+    ),
+    periodic_case(
+        KuramotoSivashinsky,
+        (0.0, 22.0),
+        final_time=1.0,
+        n=64,
+        residual_sizes=(),
+        positive=("hyperviscosity", "final_time"),
+        finite=("convection", "antidiffusion"),
+    ),
+    periodic_case(
+        Advection,
+        (0.0, 1.0),
+        final_time=1.0,
+        n=64,
+        residual_sizes=(201, 401, 801),
+        positive=("waves", "highest", "final_time"),
+        finite=("speed",),
     ),
     *(
         Case(
