@@ -14,7 +14,7 @@ from opflow.grid import Grid
 from opflow.pde.derivatives.grid import GridFunction
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField, sample_generator
+from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField
 from opflow.problems.periodic_evolution import PeriodicEvolution, check_positive, sample_generators
 from opflow.typing import Derivatives
 
@@ -85,10 +85,9 @@ class NavierStokes(PeriodicEvolution):
         generators = sample_generators(self, indices, seed, split)
         fields = {"initial_vorticity": law.evaluate(law.coefficients(generators, 2), grid)}
         if self.forcing == "random":
-            # Streams of their own, so that the forcing of a sample depends neither on its vorticity nor on the cutoff.
-            numbers = range(indices) if isinstance(indices, int) else indices
-            streams = [sample_generator("NavierStokes forcing", split, int(i), seed) for i in numbers]
-            f = law.evaluate(law.coefficients(streams, 2), grid)
+            # Streams of their own, so that a forcing does not depend on how many numbers its vorticity took.
+            generators = [generator.spawn(1)[0] for generator in generators]
+            f = law.evaluate(law.coefficients(generators, 2), grid)
             fields["forcing"] = (FORCING_SCALE / law.standard_deviation(2)) * f
         return fields
 
@@ -103,12 +102,12 @@ class NavierStokes(PeriodicEvolution):
         """(u, v) from the vorticity, (..., *grid) -> (..., 2, *grid), of the vorticity's dtype"""
         grid.check(vorticity, "vorticity")
         space = FourierSpace(grid, device=vorticity.device)
-        coefficients = space.coefficients(vorticity.to(torch.float64)).unsqueeze(-3)
-        return (space.field(coefficients * velocity_symbol(space)) + self._drift(space)).to(vorticity.dtype)
+        c = space.coefficients(vorticity.to(torch.float64))
+        return space.field(self._velocity(c, velocity_symbol(space))).to(vorticity.dtype)
 
     def linear(self, space: FourierSpace) -> Tensor:
         """-nu |k|^2"""
-        return float(self.viscosity) * space.laplacian
+        return self.viscosity * space.laplacian
 
     def nonlinear(self, space: FourierSpace, inputs: Mapping[str, Tensor]) -> Nonlinearity:
         """-u . grad w + f as the curl of the momentum flux, -(d_xx - d_yy)(u v) - d_xy (v^2 - u^2) + f   (Basdevant 1983).
@@ -119,11 +118,10 @@ class NavierStokes(PeriodicEvolution):
         d_x, d_y = space.gradient
         to_velocity = velocity_symbol(space) * space.dealiased
         shear, normal = (d_y**2 - d_x**2) * space.dealiased, -(d_x * d_y) * space.dealiased
-        drift = self._drift(space)
         forcing = space.coefficients(self._forcing(space, inputs))
 
         def advection(c: Tensor, t: float) -> Tensor:
-            u, v = (space.field(c[:, None] * to_velocity) + drift).unbind(1)
+            u, v = space.field(self._velocity(c, to_velocity)).unbind(1)
             flux = space.coefficients(torch.stack((u * v, (v - u) * (v + u)), dim=1))
             return torch.addcmul(torch.addcmul(forcing, shear, flux[:, 0]), normal, flux[:, 1])
 
@@ -180,8 +178,11 @@ class NavierStokes(PeriodicEvolution):
             return inputs["forcing"].to(device=space.device, dtype=torch.float64)
         return self.known_forcing(space.grid.points(device=space.device))[None]
 
-    def _drift(self, space: FourierSpace) -> Tensor:
-        return torch.tensor(self.mean_velocity, dtype=torch.float64, device=space.device).view(2, 1, 1)
+    def _velocity(self, c: Tensor, symbol: Tensor) -> Tensor:
+        """The velocity's coefficients (..., 2, *modes) from the vorticity's"""
+        velocity = c.unsqueeze(-3) * symbol
+        velocity[..., 0, 0] = torch.tensor(self.mean_velocity, dtype=velocity.dtype, device=velocity.device)
+        return velocity
 
     def _inputs(self, inputs: Mapping[str, Tensor], grid: Grid) -> dict[str, Tensor]:
         fields = super()._inputs(inputs, grid)
@@ -194,19 +195,13 @@ class NavierStokes(PeriodicEvolution):
                 raise ValueError(
                     f"{name} has the mean {float(mean[bad]):.3g} in sample {bad}, but a curl on a periodic box has none; subtract it."
                 )
-        if "forcing" in fields and len(fields["forcing"]) not in (1, len(fields["initial_vorticity"])):
-            raise ValueError(
-                f"forcing has {len(fields['forcing'])} samples but initial_vorticity {len(fields['initial_vorticity'])}; "
-                "give one forcing a sample, or one for all."
-            )
         return fields
 
     def _check(self, grid: Grid) -> None:
-        super()._check(grid)
-        if grid.lengths != (1.0, 1.0):
+        if grid.axes != ("x", "y") or set(grid.layout) != {"periodic"} or grid.lengths != (1.0, 1.0):
             raise ValueError(
-                f"NavierStokes lives on the unit square, but the grid's sides are {grid.lengths}; scale lengths to the box, "
-                "and the viscosity with them."
+                f"NavierStokes lives on the periodic unit square, but the grid is {grid}; use Grid((n, n), layout='periodic'), "
+                "with lengths and viscosity scaled to the box."
             )
 
 
