@@ -17,11 +17,18 @@ SURFACE = {
     "opflow": ["Batch", "Grid", "__version__"],
     "opflow.functional": ["explain_backend", "resample", "spectral_conv"],
     "opflow.layers": [
-        "ChannelMLP", "FourierLayer", "GridEmbedding", "MLP", "Normalized", "Normalizer", "SpectralConv",
+        "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP",
+        "Normalized", "Normalizer", "PODTrunk", "SpectralConv",
     ],
-    "opflow.models": ["FNO"],
-    "opflow.problems": ["Darcy"],
-    "opflow.pde": ["AutogradDerivatives", "CosineField", "GridDerivatives"],
+    "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
+    "opflow.problems": [
+        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "KortewegDeVries", "KuramotoSivashinsky",
+        "NavierStokes", "NonlinearODE", "Pendulum", "Schroedinger",
+    ],
+    "opflow.pde": [
+        "AutogradDerivatives", "CosineField", "GridDerivatives", "IntegrationFailed", "PeriodicField", "SpectralStepper",
+        "SquaredExponentialField",
+    ],
     "opflow.losses": ["DataMisfit", "relative_h1", "relative_l2"],
     "opflow.solvers": ["ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Reason", "Solution", "SolverError"],
     "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
