@@ -141,7 +141,7 @@ class _LinearAttention(nn.Module):
 
 
 class GalerkinAttention(_LinearAttention):
-    """z = Q (K~^T diag(w) V~), then z W_o + b_o   (Cao 2021, "Choose a transformer: Fourier or Galerkin", eq. 4 and section 3).
+    """z = Q (K~^T diag(w) V~), then z W_o + b_o   (Cao 2021, "Choose a transformer: Fourier or Galerkin").
 
     Per head Q, K, V = y W_q + b_q, y W_k + b_k, y W_v + b_v with channels / heads columns; K~ and V~ are normalised
     along these columns at each point, then the `dim` coordinates are prepended to Q, K~ and V~. The weights are
@@ -191,7 +191,7 @@ class GalerkinAttention(_LinearAttention):
 
 
 class FourierAttention(_LinearAttention):
-    """z = (Q~ K~^T) diag(w) V / sqrt(d_k + dim), then z W_o + b_o   (Cao 2021, eq. 3), with d_k = channels / heads.
+    """z = (Q~ K~^T) diag(w) V / sqrt(d_k + dim), then z W_o + b_o   (Cao 2021), with d_k = channels / heads.
 
     As GalerkinAttention, but Q~ and K~ are normalised and V is not: the rows of Q~ K~^T play a kernel's part. The
     paper multiplies from the left, at quadratic cost; without softmax the product is associative, so here it is

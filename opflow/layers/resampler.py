@@ -15,7 +15,7 @@ from opflow.typing import Field, check_field
 
 
 class DownSampler(nn.Module):
-    """v -> s(I_c [C1 v', C2 C1 v', C3 C2 C1 v']),  v' = I_m relu(C0 v)   (Cao 2021, appendix C.2).
+    """v -> s(I_c [C1 v', C2 C1 v', C3 C2 C1 v']),  v' = I_m relu(C0 v)   (Cao 2021).
 
     C0 to C3 are 3 x 3 convolutions, I_m and I_c bilinear interpolation to the intermediate grid of about sqrt(n n_c)
     points an axis and to the coarse one of n_c. The three parts hold a third of the channels each, the last the rest.
@@ -85,7 +85,7 @@ class DownSampler(nn.Module):
 
 
 class UpSampler(nn.Module):
-    """v -> I_f s(C I_m v): bilinear to an intermediate grid, a 3 x 3 convolution, bilinear to the fine grid   (Cao 2021, appendix C.2).
+    """v -> I_f s(C I_m v): bilinear to an intermediate grid, a 3 x 3 convolution, bilinear to the fine grid   (Cao 2021).
 
     The intermediate grid has about sqrt(n n_f) points an axis. The theorem of resolution is not claimed, as for DownSampler.
 

@@ -15,7 +15,7 @@ from opflow.typing import Field, check_field
 
 
 class SpectralDecoder(nn.Module):
-    """u = M(v_n),  v_l = s(K_l v_{l-1} + W_l v_{l-1} + b_l): Fourier layers, then a perceptron at each point   (Cao 2021, section 4).
+    """u = M(v_n),  v_l = s(K_l v_{l-1} + W_l v_{l-1} + b_l): Fourier layers, then a perceptron at each point   (Cao 2021).
 
     Args:
         in_channels, out_channels: of v_0 and u.
@@ -25,6 +25,7 @@ class SpectralDecoder(nn.Module):
         activation: s, also inside M; SiLU by default.
         padding: lengthens a domain that is not periodic around the Fourier layers; None for none.
 
+    >>> import torch
     >>> SpectralDecoder(97, 1, 48, (32,))(torch.zeros(2, 97, 64)).shape
     torch.Size([2, 1, 64])
     """
