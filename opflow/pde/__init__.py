@@ -6,6 +6,7 @@ from opflow.pde.fourier_space import FourierSpace
 from opflow.pde.kernel_field import SquaredExponentialField
 from opflow.pde.random_field import CosineField, PeriodicField
 from opflow.pde.stepper import IntegrationFailed, SpectralStepper
+from opflow.pde.trigonometric_space import TrigonometricSpace
 
 __all__ = [
     "AutogradDerivatives",
@@ -16,4 +17,5 @@ __all__ = [
     "PeriodicField",
     "SpectralStepper",
     "SquaredExponentialField",
+    "TrigonometricSpace",
 ]

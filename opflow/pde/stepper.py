@@ -1,4 +1,4 @@
-"""The batched spectral time stepper: semilinear equations on periodic boxes, with a step that the error chooses."""
+"""The batched spectral time stepper: semilinear equations on boxes, with a step that the error chooses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opflow.pde.exponential import FORMULAS, Formula, Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
+from opflow.pde.trigonometric_space import TrigonometricSpace
 
 MAX_HALVINGS = 40
 MAX_FORMULAS = 16  # sets of weights kept, a few fields each
@@ -31,7 +32,7 @@ class IntegrationFailed(RuntimeError):
 
 
 class SpectralStepper:
-    """Solves dc_k/dt = L_k c_k + N(c, t)_k for the Fourier coefficients of a batch of fields.
+    """Solves dc_k/dt = L_k c_k + N(c, t)_k for the Fourier (or sine, or cosine) coefficients of a batch of fields.
 
     The stiff linear part is integrated exactly, so diffusion and dispersion put no limit on the step; the formulas are of
     fourth order. The step is chosen so that the estimated error of the whole solution stays below `rtol`: each step is
@@ -56,7 +57,12 @@ class SpectralStepper:
     """
 
     def __init__(
-        self, space: FourierSpace, linear: Tensor, nonlinear: Nonlinearity | None = None, *, formula: str = "etdrk4"
+        self,
+        space: FourierSpace | TrigonometricSpace,
+        linear: Tensor,
+        nonlinear: Nonlinearity | None = None,
+        *,
+        formula: str = "etdrk4",
     ) -> None:
         if formula not in FORMULAS:
             raise ValueError(f"formula is {formula!r}; choose one of {', '.join(FORMULAS)}.")
@@ -184,7 +190,8 @@ class SpectralStepper:
         return float(ratio[worst]) / (2**ORDER - 1), worst
 
     def _norm(self, c: Tensor) -> Tensor:
-        weighted = torch.view_as_real(c).square().sum(-1) * self.space.multiplicity
+        squares = torch.view_as_real(c).square().sum(-1) if c.is_complex() else c.square()
+        weighted = squares * self.space.multiplicity
         return weighted.flatten(1).sum(1).sqrt()
 
     def _step_of(self, h: float, nonlinear: Nonlinearity) -> Formula:
