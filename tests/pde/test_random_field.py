@@ -1,4 +1,4 @@
-"""The cosine series of the Gaussian random field: its law, and that it is one function on every grid."""
+"""The cosine and the Fourier series of Gaussian random fields: their laws, and that each is one function on every grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opflow import Grid
-from opflow.pde import CosineField
+from opflow.pde import CosineField, FourierSpace, PeriodicField
 from opflow.pde.random_field import SPLITS, sample_generator
 
 
@@ -153,3 +153,132 @@ def test_unknown_splits_and_negative_numbers_are_refused_in_a_sentence() -> None
     for index, seed in ((-1, 0), (0, -1)):
         with pytest.raises(ValueError, match=f"seed is {seed} and index {index}; neither may be negative"):
             sample_generator("Darcy", "train", index, seed)
+
+
+# Periodic fields
+
+
+def waves(dim: int, cutoff: int) -> list[tuple[int, ...]]:
+    """One k of every pair (k, -k), k = 0 left out: the one whose last number that is not 0 is positive."""
+    numbers = itertools.product(range(-cutoff, cutoff + 1), repeat=dim)
+    return [k for k in numbers if any(k) and [i for i in k if i][-1] > 0]
+
+
+def periodic_variance(k: tuple[int, ...], law: PeriodicField) -> float:
+    """Of (-Laplacian + tau^2)^(-alpha) for exp(2 pi i k.x), times sigma^2."""
+    return law.sigma**2 * (4 * np.pi**2 * sum(i * i for i in k) + law.tau**2) ** (-law.alpha)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("mean_mode", [False, True])
+def test_variance_of_every_periodic_mode(dim: int, mean_mode: bool) -> None:
+    """Cosine and sine of each wave, within 5 standard errors of 2000 samples, uncorrelated."""
+    law, n = PeriodicField(alpha=1.5, tau=2.0, sigma=3.0, cutoff=2, mean_mode=mean_mode), 2000
+    c = law.coefficients(streams(n), dim)
+    assert c.shape == (n, *[5] * (dim - 1), 3) and c.dtype == torch.complex128
+    parts = []
+    for k in waves(dim, 2):
+        values = c[(slice(None), *[i + 2 for i in k[:-1]], k[-1])]
+        for part in (values.real, values.imag):  # g = sum Re(c_k) cos - Im(c_k) sin, each sqrt(2) of a unit wave
+            expected = 2 * periodic_variance(k, law)
+            assert abs(float(part.square().mean()) - expected) < 5 * expected * (2 / n) ** 0.5, k
+            parts.append(part / expected**0.5)
+    mean = c[(slice(None), *[2] * (dim - 1), 0)]
+    assert not mean.imag.any()
+    if mean_mode:
+        expected = periodic_variance((0,) * dim, law)
+        assert abs(float(mean.real.square().mean()) - expected) < 5 * expected * (2 / n) ** 0.5
+        parts.append(mean.real / expected**0.5)
+    else:
+        assert not mean.any()
+    assert sum(int(row.any()) for row in c.flatten(1).T) == len(waves(dim, 2)) + mean_mode, "one mode of each pair"
+    correlation = torch.corrcoef(torch.stack(parts)) - torch.eye(len(parts))
+    assert correlation.abs().max() < 5 / n**0.5
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_covariance_of_a_periodic_field(dim: int) -> None:
+    """E g(x) g(y) = sum_k lambda_k cos(2 pi k.(x - y)) over all k: it depends on the distance only, on the torus."""
+    law, n = PeriodicField(alpha=2.0, tau=3.0, sigma=5.0, cutoff=4, mean_mode=True), 3000
+    grid = Grid((8,) * dim, layout="periodic")
+    g = law.evaluate(law.coefficients(streams(n), dim), grid).flatten(1)
+    points = grid.points().reshape(-1, dim)
+    distance = points[:, None] - points
+    expected = torch.full(distance.shape[:-1], periodic_variance((0,) * dim, law), dtype=torch.float64)
+    for k in waves(dim, 4):
+        phase = (distance * torch.tensor(k, dtype=torch.float64)).sum(-1)
+        expected += 2 * periodic_variance(k, law) * torch.cos(2 * torch.pi * phase)
+    found = g.T @ g / n
+    variance = float(expected[0, 0])
+    assert law.standard_deviation(dim) == pytest.approx(variance**0.5, rel=1e-12)
+    assert ((found - expected).abs() < 6 * variance * (2 / n) ** 0.5).all()
+    assert (g.mean(0).abs() < 5 * (variance / n) ** 0.5).all()
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_periodic_field_is_its_series_on_every_grid(dim: int) -> None:
+    law = PeriodicField(alpha=1.5, tau=2.0, cutoff=3, mean_mode=True)
+    c = law.coefficients(streams(2), dim)
+    for shape, extent, layout in (
+        ((16, 9)[:dim], [(0.0, 1.0)] * dim, "periodic"),
+        ((5, 4)[:dim], [(1.0, 3.0), (-2.0, -1.0)][:dim], ("nodes", "cells")[:dim]),
+    ):
+        grid = Grid(shape, extent, layout)
+        unit = (grid.points() - torch.tensor([a for a, _ in grid.extent])) / torch.tensor(grid.lengths)
+        expected = torch.zeros(2, *shape, dtype=torch.float64)
+        for k in ((0,) * dim, *waves(dim, 3)):
+            value = c[(slice(None), *[i + 3 for i in k[:-1]], k[-1])].view(-1, *[1] * dim)
+            angle = 2 * torch.pi * (unit * torch.tensor(k, dtype=torch.float64)).sum(-1)
+            expected += value.real * torch.cos(angle) - value.imag * torch.sin(angle)
+        found = law.evaluate(c, grid)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    fine = Grid((12,) * dim, layout="periodic")
+    resolved = FourierSpace(fine).coefficients(law.evaluate(c, fine))
+    assert resolved[..., 4:].abs().max() < 1e-15, "the cutoff is sharp"
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_nested_order_of_periodic_modes(dim: int) -> None:
+    """Any cutoff continues the same series, and the first draws are the mean's, kept or not."""
+    cutoffs = (1, 2, 5)
+    series = {
+        c: PeriodicField(alpha=2.0, tau=3.0, cutoff=c, mean_mode=True).coefficients(streams(2), dim) for c in cutoffs
+    }
+    for small, large in itertools.pairwise(cutoffs):
+        inner = slice(large - small, large + small + 1)
+        assert torch.equal(series[small], series[large][(slice(None), *[inner] * (dim - 1), slice(0, small + 1))])
+    without = PeriodicField(alpha=2.0, tau=3.0, cutoff=5).coefficients(streams(2), dim)
+    mean = (slice(None), *[5] * (dim - 1), 0)
+    assert not without[mean].any() and series[5][mean].real.all()
+    without[mean] = series[5][mean]
+    assert torch.equal(without, series[5])
+
+
+def test_sigma_scales_the_field_and_not_its_variance() -> None:
+    one, three = (PeriodicField(alpha=2.0, tau=1.0, sigma=s, cutoff=4) for s in (1.0, 3.0))
+    torch.testing.assert_close(
+        three.coefficients(streams(1), 2), 3 * one.coefficients(streams(1), 2), rtol=1e-15, atol=0
+    )
+    assert three.standard_deviation(2) == pytest.approx(3 * one.standard_deviation(2), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"cutoff": 0}, "cutoff 0; alpha, sigma and cutoff must be positive"),
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"sigma": -1.0}, "sigma -1.0"),
+        ({"sigma": float("nan")}, "sigma nan"),
+        ({"tau": -1.0}, "tau -1.0"),
+        ({"tau": 0.0, "mean_mode": True}, "mean mode has infinite variance for tau = 0"),
+    ],
+)
+def test_periodic_laws_that_are_none_are_refused_in_a_sentence(options, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PeriodicField(**({"alpha": 2.0, "tau": 3.0} | options))
+
+
+def test_a_periodic_field_with_tau_zero_is_finite() -> None:
+    law = PeriodicField(alpha=2.0, tau=0.0, cutoff=4)
+    assert law.coefficients(streams(1), 2).isfinite().all() and np.isfinite(law.standard_deviation(2))
