@@ -5,6 +5,8 @@ from opflow.problems.allen_cahn import AllenCahn
 from opflow.problems.antiderivative import Antiderivative
 from opflow.problems.burgers import Burgers
 from opflow.problems.darcy import Darcy
+from opflow.problems.diffusion_reaction import DiffusionReaction
+from opflow.problems.fitzhugh_nagumo import FitzHughNagumo
 from opflow.problems.kdv import KortewegDeVries
 from opflow.problems.kuramoto_sivashinsky import KuramotoSivashinsky
 from opflow.problems.navier_stokes import NavierStokes
@@ -18,6 +20,8 @@ __all__ = [
     "Antiderivative",
     "Burgers",
     "Darcy",
+    "DiffusionReaction",
+    "FitzHughNagumo",
     "KortewegDeVries",
     "KuramotoSivashinsky",
     "NavierStokes",
