@@ -47,8 +47,8 @@ class AllenCahn(IntervalEvolution):
     def nonlinear(self, space: FourierSpace, inputs: Mapping[str, Tensor]) -> Nonlinearity:
         """-r u^3, point by point.
 
-        No modes are dropped: the alias of a cubic would need half of them gone, while here no derivative amplifies it, it is no larger
-        than what the grid leaves out anyway, and the reaction keeps its sign at every point, so that u stays bounded.
+        All modes are kept. To free a cubic of aliasing, half of them would have to go; but no derivative amplifies the alias, it is no
+        larger than what the grid leaves out anyway, and the reaction keeps its sign at every point.
         """
         return lambda c, t: -self.reaction * space.coefficients(space.field(c) ** 3)
 
