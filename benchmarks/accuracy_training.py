@@ -93,10 +93,13 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
 
 def _model(settings: Mapping[str, Any], statistics: Statistics) -> nn.Module:
     points = settings["task"] == "points"
+    mean, std = statistics.target.mean, statistics.target.std
+    if settings["model"].get("boundary") == "dirichlet":  # zero must stay zero
+        mean, std = torch.zeros_like(mean), (mean.square() + std.square()).sqrt()
     return Normalized(
         build_model(_plain(settings["model"])),
         input=Normalizer(statistics.input.mean, statistics.input.std),
-        output=Normalizer(statistics.target.mean, statistics.target.std, points=points),
+        output=Normalizer(mean, std, points=points),
     )
 
 
