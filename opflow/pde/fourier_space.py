@@ -52,11 +52,17 @@ class FourierSpace:
 
     def coefficients(self, field: Tensor) -> Tensor:
         """(..., *grid) -> (..., *modes), complex"""
+        if field.numel() == 0:  # no transform takes an empty batch
+            dtype = torch.promote_types(field.dtype, torch.complex64)
+            return field.new_zeros((*field.shape[: field.ndim - self.grid.dim], *self.modes), dtype=dtype)
         transform = torch.fft.rfftn if self.real else torch.fft.fftn
         return transform(field, dim=self._axes, norm="forward")
 
     def field(self, coefficients: Tensor) -> Tensor:
         """(..., *modes) -> (..., *grid), real for real fields"""
+        if coefficients.numel() == 0:
+            dtype = coefficients.real.dtype if self.real else coefficients.dtype
+            return coefficients.new_zeros((*coefficients.shape[: -self.grid.dim], *self.grid.shape), dtype=dtype)
         if self.real:
             return torch.fft.irfftn(coefficients, s=self.grid.shape, dim=self._axes, norm="forward")
         return torch.fft.ifftn(coefficients, dim=self._axes, norm="forward")

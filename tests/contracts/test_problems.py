@@ -20,8 +20,11 @@ from opflow.problems import (
     Antiderivative,
     Burgers,
     Darcy,
+    DiffusionReaction,
+    FitzHughNagumo,
     KortewegDeVries,
     KuramotoSivashinsky,
+    NavierStokes,
     NonlinearODE,
     Pendulum,
     Schroedinger,
@@ -94,6 +97,15 @@ NOT_PERIODIC = (
 )
 NOT_TIMES = (Grid(16, layout="cells"), Grid(16, layout="periodic"), Grid((16, 16)))
 POSITIVE = (0.0, -1.0, float("nan"), float("inf"))
+NOT_BOXES = (
+    Grid(16, layout="periodic"),
+    Grid((16, 16)),
+    Grid((16, 16), layout=("periodic", "cells")),
+    Grid((16, 16), (0.0, 2.0), "periodic"),
+    Grid((16, 16), layout="periodic", axes=("y", "x")),
+    Grid((8, 8, 8), layout="periodic"),
+)
+NOT_CELLS = (Grid((16, 16), layout="cells"), Grid((16, 16), (-1.0, 1.0)), Grid(16, (-1.0, 1.0), "cells"))
 
 
 def periodic_case(
@@ -211,6 +223,65 @@ CASES = [
         residual_sizes=(201, 401, 801),
         positive=("waves", "highest", "final_time"),
         finite=("speed",),
+    ),
+    Case(
+        "NavierStokes",
+        # Small and viscous, with all that it can have: a mean flow, and a forcing of each sample's own.
+        lambda **options: NavierStokes(
+            **{"viscosity": 1e-2, "final_time": 1.0, "forcing": "random", "mean_velocity": (0.25, -0.5)} | options
+        ),
+        lambda n: Grid((n, n), layout="periodic"),
+        sample_sizes=(24, 36, 15),
+        refused_grids=NOT_BOXES,
+        lives_on="NavierStokes lives on the periodic unit square, but the grid is .*use Grid",
+        refused={
+            "viscosity is .*; a positive finite number is expected": tuple({"viscosity": v} for v in POSITIVE),
+            "final_time is .*; a positive finite number is expected": tuple({"final_time": v} for v in POSITIVE),
+            "forcing is 'wind'; choose one of paper, random, none": ({"forcing": "wind"},),
+            "ic_amplitude is 'both'; choose one of code, paper": ({"ic_amplitude": "both"},),
+            "mean_velocity is .*; two finite numbers are expected": (
+                {"mean_velocity": (1.0,)},
+                {"mean_velocity": (float("nan"), 0.0)},
+            ),
+        },
+        residual_grid=lambda nt: Grid((nt, 8, 8), layout=("nodes", "periodic", "periodic"), axes=("t", "x", "y")),
+        residual_sizes=(101, 201, 401),
+        solve_sizes=(16,),
+    ),
+    Case(
+        "DiffusionReaction",
+        DiffusionReaction,
+        lambda n: Grid(n),
+        sample_sizes=(100, 34, 67),
+        refused_grids=(*NOT_TIMES, Grid(16, (0.0, 2.0)), Grid(16, axes=("t",)), Grid(2)),
+        lives_on="DiffusionReaction lives on at least three nodes of the unit interval, but the grid is .*use Grid",
+        refused={
+            **{
+                f"{name} is .*; a positive finite number is expected": tuple({name: v} for v in POSITIVE)
+                for name in ("diffusivity", "final_time", "length")
+            },
+            "reaction is .*; a finite number is expected": tuple({"reaction": v} for v in POSITIVE[2:]),
+        },
+        residual_grid=lambda n: Grid((n, n), axes=("t", "x")),
+        residual_sizes=(65, 129, 257),
+        solve_sizes=(17, 33, 65),
+        solve_order=2.0,
+    ),
+    Case(
+        "FitzHughNagumo",
+        lambda **options: FitzHughNagumo(**{"final_time": 1.0} | options),
+        lambda n: Grid((n, n), (-1.0, 1.0), "cells"),
+        sample_sizes=(5, 15, 45),
+        refused_grids=NOT_CELLS,
+        lives_on=r"FitzHughNagumo lives on the cells of the square \(-1, 1\)\^2, but the grid is .*use Grid",
+        refused={
+            **{
+                f"{name} is .*; a positive finite number is expected": tuple({name: v} for v in POSITIVE)
+                for name in ("activator_diffusivity", "inhibitor_diffusivity", "final_time")
+            },
+            "threshold is .*; a finite number is expected": tuple({"threshold": v} for v in POSITIVE[2:]),
+            "alpha is .*, tau .*, cutoff .*; alpha and cutoff must be positive": ({"alpha": -1.0}, {"cutoff": 0}),
+        },
     ),
     *(
         Case(
