@@ -54,7 +54,7 @@ class FourierSpace:
         """(..., *grid) -> (..., *modes), complex"""
         if field.numel() == 0:  # no transform takes an empty batch
             dtype = torch.promote_types(field.dtype, torch.complex64)
-            return field.new_zeros((*field.shape[: field.ndim - self.grid.dim], *self.modes), dtype=dtype)
+            return field.new_zeros((*field.shape[: -self.grid.dim], *self.modes), dtype=dtype)
         transform = torch.fft.rfftn if self.real else torch.fft.fftn
         return transform(field, dim=self._axes, norm="forward")
 

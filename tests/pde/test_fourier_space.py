@@ -57,6 +57,18 @@ def test_a_field_is_the_sum_of_its_series(shape: tuple[int, ...], real: bool) ->
     torch.testing.assert_close(series, field, rtol=0, atol=1e-13)
 
 
+@shapes
+@both
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_no_fields_have_no_coefficients(shape: tuple[int, ...], real: bool, precision: torch.dtype) -> None:
+    space = space_on(shape, real)
+    whole = torch.promote_types(precision, torch.complex64)
+    nothing = torch.zeros(0, 2, *shape, dtype=precision if real else whole)
+    c = space.coefficients(nothing)
+    assert c.shape == (0, 2, *space.modes) and c.dtype == whole
+    assert space.field(c).shape == nothing.shape and space.field(c).dtype == nothing.dtype
+
+
 @both
 def test_coefficients_do_not_depend_on_the_grid(real: bool) -> None:
     def wave(grid: Grid) -> Tensor:
