@@ -99,17 +99,15 @@ class Normalized(nn.Module):
         super().__init__()
         self.model, self.input, self.output, self.coords = model, input, output, coords
 
-    def forward(self, x: Tensor, coords: Tensor | None = None) -> Tensor:
-        """Physical units in, physical units out."""
+    def forward(self, x: Tensor, coords: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Physical units in, physical units out; quadrature weights go to a model that takes them, as they are."""
         if self.input is not None:
             x = self.input(x)
-        if coords is None:
-            y = self.model(x)
-        else:
-            if self.coords is not None:
-                flat = coords.reshape(1, -1, coords.shape[-1])
-                coords = (self.coords(flat) if self.coords.points else self.coords(flat.mT).mT).reshape(coords.shape)
-            y = self.model(x, coords)
+        if coords is not None and self.coords is not None:
+            flat = coords.reshape(1, -1, coords.shape[-1])
+            coords = (self.coords(flat) if self.coords.points else self.coords(flat.mT).mT).reshape(coords.shape)
+        positional = (x,) if coords is None else (x, coords)
+        y = self.model(*positional) if weights is None else self.model(*positional, weights=weights)
         return y if self.output is None else self.output.inverse(y)
 
     @property

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from opflow import Grid
-from opflow.layers import ChannelLinear, DownSampler, GalerkinAttention, TransformerLayer, UpSampler
+from opflow.layers import (
+    ChannelLinear,
+    DownSampler,
+    GalerkinAttention,
+    Normalized,
+    Normalizer,
+    TransformerLayer,
+    UpSampler,
+)
 from opflow.models import GalerkinTransformer
 from opflow.models.recipe import build_model
 
@@ -202,6 +210,19 @@ def test_the_output_may_have_a_grid_of_its_own() -> None:
     model = GalerkinTransformer.build(1, 1, 8, 2, downsample=(5, 5), upsample=(9, 7), **SMALL)
     assert model(torch.randn(2, 1, 21, 20)).shape == (2, 1, 9, 7)
     assert GalerkinTransformer.build(1, 1, 8, 2, downsample=7, **SMALL)(torch.randn(2, 1, 21, 20)).shape == (2, 1, 7, 7)
+
+
+def test_normalised_models_take_weights_too() -> None:
+    torch.manual_seed(0)
+    inner = GalerkinTransformer.build(1, 1, 4, n_layers=1, decoder="pointwise", layout="nodes").double()
+    model = Normalized(inner, Normalizer([1.0], [2.0]), Normalizer([3.0], [4.0])).double()
+    x, grid = torch.randn(2, 1, 9, dtype=torch.float64), Grid(9)
+    weights = grid.quadrature_weights()
+    expected = 4 * inner((x - 1) / 2, weights=weights) + 3
+    torch.testing.assert_close(model(x, weights=weights), expected, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(model(x, weights=weights), model(x))
+    coords = grid.points()
+    torch.testing.assert_close(model(x, coords, weights), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_weights_belong_to_the_grid_of_the_attention() -> None:
