@@ -10,7 +10,7 @@ export PYTHONUNBUFFERED := 1
 # The GPU machine brings its own Python with torch; nothing is installed there.
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test test-slow test-gpu check format bench bench-gpu docs clean
+.PHONY: help demo test test-slow test-gpu check format bench bench-gpu accuracy docs clean
 
 help:
 	@echo "demo       install, generate, train, evaluate, draw, call the result from SciPy"
@@ -18,6 +18,7 @@ help:
 	@echo "check      lint, types, floors"
 	@echo "test-slow  the long tests        test-gpu   the tests that need a CUDA device"
 	@echo "bench      benchmarks, on a CPU  bench-gpu  benchmarks, on a CUDA device"
+	@echo "accuracy   what the accuracy table lacks: hours on a CPU, resumable"
 	@echo "docs       the documentation     format     format the code"
 
 $(VENV)/bin/python:
@@ -58,12 +59,17 @@ bench: $(VENV)/.installed-viz-cli-bench
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.darcy_generation
 	$(BIN)/python -m benchmarks.darcy_fno
+	$(BIN)/python -m benchmarks.evolution
+
+accuracy: $(VENV)/.installed-viz-cli
+	$(BIN)/python -m benchmarks.accuracy --row all
 
 bench-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.spectral_conv --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.train_step --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_generation --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_fno --device cuda
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.evolution --device cuda
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

@@ -8,9 +8,9 @@ from opflow.functional import spectral_conv
 from opflow.grid import Grid
 from opflow.layers import SpectralConv
 from opflow.losses import DataMisfit, relative_l2
-from opflow.models import FNO
+from opflow.models import FNO, DeepONet, GalerkinTransformer, Rollout
 from opflow.pde import GridDerivatives
-from opflow.problems import Darcy
+from opflow.problems import Burgers, Darcy, KortewegDeVries, NavierStokes, Schroedinger
 from opflow.solvers import ConjugateGradient, FaceStencil, FastPoisson
 from opflow.training import fit
 
@@ -78,3 +78,57 @@ def test_training_on_the_device() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = [record.loss for record in fit(model, DataMisfit(relative_l2), batches, optimizer, epochs=20)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+EVOLUTIONS = [
+    (Burgers(cutoff=16), Grid(128, layout="periodic")),
+    (KortewegDeVries(cutoff=8, final_time=0.1), Grid(128, (-10.0, 10.0), "periodic")),
+    (Schroedinger(cutoff=8, final_time=0.1), Grid(128, (-5.0, 5.0), "periodic")),
+    (NavierStokes(cutoff=8, final_time=1.0), Grid((32, 32), layout="periodic")),
+]
+
+
+@pytest.mark.parametrize(("problem", "grid"), EVOLUTIONS, ids=lambda part: type(part).__name__)
+def test_evolutions_equal_the_cpu(problem, grid) -> None:
+    inputs = problem.sample(3, grid)
+    cpu = problem.solve(inputs, grid, rtol=1e-8)
+    gpu = problem.solve({name: field.cuda() for name, field in inputs.items()}, grid, rtol=1e-8)
+    for name, field in cpu.items():
+        assert gpu[name].device.type == "cuda"
+        assert (field - gpu[name].cpu()).norm() <= 1e-6 * field.norm()
+
+
+MODELS = [
+    (lambda: DeepONet.build(20, 1, branch=(16,), trunk=(16,), basis=8), (4, 1, 20), (7, 1)),
+    (
+        lambda: GalerkinTransformer.build(1, 1, 8, 2, heads=2, n_layers=2, decoder_channels=4, n_modes=6),
+        (4, 1, 9, 8),
+        None,
+    ),
+    (
+        lambda: GalerkinTransformer.build(
+            1, 1, 8, 2, n_layers=1, decoder_channels=4, n_modes=6, downsample=7, upsample=True, boundary="dirichlet"
+        ),
+        (4, 1, 15, 15),
+        None,
+    ),
+    (lambda: Rollout(FNO.build((6, 6), 2, 1, 6, n_layers=2), 3, window=2), (2, 1, 2, 12, 12), None),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "coords"), MODELS, ids=("DeepONet", "Galerkin", "sampled Galerkin", "Rollout")
+)
+def test_models_equal_the_cpu_and_train(make, shape, coords) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    given = [torch.randn(shape, dtype=torch.float64)] + ([] if coords is None else [torch.rand(coords).double()])
+    expected = model(*given)
+    model = model.cuda()
+    found = model(*[part.cuda() for part in given])
+    assert (found.cpu() - expected).norm() <= 1e-10 * expected.norm()
+    model = model.float()
+    batch = Batch(given[0].float(), torch.randn_like(expected).float(), *[part.float() for part in given[1:]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = [record.loss for record in fit(model, DataMisfit(relative_l2), [batch], optimizer, epochs=30)]
+    assert losses[-1] < losses[0]
