@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := opflow examples benchmarks tests
+SOURCES := opflow examples benchmarks datasets tests
 # One thread a worker: two workers on two cores must not fight for them.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=300
 # Progress shows at once, also where the output goes to a file.

@@ -13,7 +13,14 @@ from measured import tables  # noqa: E402  (one rendering for the site and the R
 
 BEGIN = "<!-- measured: written by `python -m benchmarks.readme` from benchmarks/results/ -->\n"
 END = "<!-- end of measured -->"
-BENCHMARKS = ("accuracy, preset cpu", "darcy_fno", "darcy_generation", "evolution", "spectral_conv", "train_step")  # the site shows the others too
+BENCHMARKS = (
+    "accuracy, preset cpu",
+    "darcy_fno",
+    "darcy_generation",
+    "evolution",
+    "spectral_conv",
+    "train_step",
+)  # the site shows the others too
 LONGEST = 10  # lines of a table, before the README shows only those of which something is required
 PICTURES = {
     "spectral_conv_cpu": (

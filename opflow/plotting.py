@@ -103,8 +103,8 @@ def plot_frames(
     if len(set(shapes.values())) != 1 or frames[reference].ndim != 3 or len(frames[reference]) != len(times):
         raise ValueError(f"the rows have shapes {shapes}; give each ({len(times)}, nx, ny), one frame a time.")
     error = frames[prediction] - frames[reference]
-    norms = [np.sqrt((values**2).sum(axis=(1, 2))) for values in (error, frames[reference])]
-    relative = np.divide(*norms, out=np.full(len(times), np.nan), where=norms[1] > 0)
+    size = np.sqrt((frames[reference] ** 2).sum(axis=(1, 2)))
+    relative = np.sqrt((error**2).sum(axis=(1, 2))) / np.where(size > 0, size, np.nan)
     scale = _signed(np.concatenate(list(frames.values())))
     figure, axes = _figure(len(times), len(frames) + 1, width=2.2, height=2.3)
     for name, line in zip(frames, axes[:-1], strict=True):
