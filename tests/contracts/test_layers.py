@@ -35,7 +35,7 @@ from opflow.layers import (
     SpectralDecoder,
     TransformerLayer,
 )
-from opflow.models import FNO, DeepONet, GalerkinTransformer
+from opflow.models import FNO, DeepONet, GalerkinTransformer, Rollout
 
 
 @dataclass
@@ -62,6 +62,17 @@ class Given(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x, *(self.get_buffer(f"argument{i}") for i in range(self.n_arguments)))
+
+
+class AsChannels(nn.Module):
+    """A map of trajectories (batch, 1, time, *grid) as one of fields, the times as channels."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x.unsqueeze(1)).squeeze(1)
 
 
 def pod_deeponet() -> DeepONet:
@@ -205,6 +216,12 @@ CASES = [
     ),
     Case(
         "TFNO", lambda: FNO.build((4, 5), 2, 1, 3, n_layers=2, rank=0.3, channel_mlp=None, skip=None), (2, 2, 9, 8), 1
+    ),
+    Case(
+        "Rollout",
+        lambda: AsChannels(Rollout(FNO.build((4, 5), 2, 1, 3, n_layers=1), 3, window=2, increments=True)),
+        (2, 2, 9, 8),
+        3,
     ),
 ]
 
