@@ -59,7 +59,7 @@ def make(
 
 
 def as_shard(text: str) -> tuple[int, int]:
-    """"0/4" as (0, 4)."""
+    """The text 0/4 as (0, 4)."""
     number, _, count = text.partition("/")
     if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard; i/n with 0 <= i < n is expected, for example 0/4")

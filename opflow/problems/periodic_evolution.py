@@ -41,8 +41,8 @@ class IntervalEvolution(PeriodicEvolution):
     """An evolution on a periodic interval that starts from Gaussian random fields.
 
     They are drawn from N(0, sigma^2 (-Laplacian + tau^2)^(-alpha)) on the interval scaled to (0, 1); the defaults are the law of the
-    Burgers data of Li et al. 2021, section 5.1, N(0, 625 (-Laplacian + 25)^(-2)), with a standard deviation of 1.16. Several inputs
-    are independent fields.
+    Burgers data of Li et al. 2021, section 5.1, N(0, 625 (-Laplacian + 25)^(-2)), with a standard deviation of 0.59, or 1.16 with
+    its mean. Several inputs are independent fields.
 
     Attributes:
         final_time: where `solve` stops when it is given no times.
