@@ -22,12 +22,12 @@ SURFACE = {
     ],
     "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
     "opflow.problems": [
-        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "KortewegDeVries", "KuramotoSivashinsky",
-        "NavierStokes", "NonlinearODE", "Pendulum", "Schroedinger",
+        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "KortewegDeVries",
+        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "Schroedinger",
     ],
     "opflow.pde": [
         "AutogradDerivatives", "CosineField", "GridDerivatives", "IntegrationFailed", "PeriodicField", "SpectralStepper",
-        "SquaredExponentialField",
+        "SquaredExponentialField", "TrigonometricSpace",
     ],
     "opflow.losses": ["DataMisfit", "relative_h1", "relative_l2"],
     "opflow.solvers": ["ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Reason", "Solution", "SolverError"],

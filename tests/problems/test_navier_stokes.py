@@ -248,6 +248,26 @@ def test_steps_that_are_too_long_are_named_with_time_and_sample() -> None:
     assert failure.value.sample == 1 and 0 < failure.value.time < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("viscosity", "final_time", "errors"),
+    [(1e-3, 50.0, (2.5e-4, 2e-5)), (1e-4, 30.0, (2.5e-2, 7e-4)), (1e-5, 20.0, (1e-1, 3e-2))],
+)
+def test_what_the_published_resolution_resolves(
+    viscosity: float, final_time: float, errors: tuple[float, float]
+) -> None:
+    """64 x 64 and 128 x 128 against 256 x 256, within a factor of three of the table in docs/problems/navier_stokes.md."""
+    problem, grids = NavierStokes(viscosity=viscosity, final_time=final_time), [square(n) for n in (64, 128, 256)]
+    coarse, middle, fine = (problem.solve(problem.sample(2, grid), grid, rtol=1e-4)["vorticity"] for grid in grids)
+    for found, grid, stride, expected in ((coarse, grids[0], 4, errors[0]), (middle, grids[1], 2, errors[1])):
+        kept = grids[2].subsample(fine, stride)
+        error = float(((found - kept).flatten(1).norm(dim=1) / kept.flatten(1).norm(dim=1)).mean())
+        assert expected / 3 < error < 3 * expected, (grid.shape, error)
+    if viscosity > 1e-5:
+        strict = problem.solve(problem.sample(2, grids[0]), grids[0], rtol=1e-6)["vorticity"]
+        assert relative(coarse, strict) < 1e-5
+
+
 # The residual
 
 
