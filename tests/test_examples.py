@@ -136,7 +136,7 @@ OPERATORS = [  # example, tiny arguments, what its default run promises, its pic
     (
         "antiderivative_deeponet",
         {"sensors": 40, "samples": 40, "test_samples": 8, "epochs": 2, "batch_size": 20},
-        1e-5,
+        5e-6,
         ("functions.png", "convergence.png"),
     ),
     (
