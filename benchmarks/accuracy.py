@@ -135,10 +135,6 @@ def run_once(name: str, seed: int, options: argparse.Namespace) -> None:
     from benchmarks.accuracy_training import run
     from benchmarks.report import machine
 
-    if options.threads:
-        import torch
-
-        torch.set_num_threads(options.threads)
     made(chosen["data"], options.data, options.device)
     work = options.work / f"{name}_{options.preset}_{key}_{seed}"
     begun = commit()
@@ -162,6 +158,19 @@ def run_once(name: str, seed: int, options: argparse.Namespace) -> None:
     )
 
 
+def measure_classical_again(name: str, options: argparse.Namespace) -> None:
+    """The classical solver's side of what is on record for a row, all in one go on this machine."""
+    from benchmarks.accuracy_classical import equal_cost
+    from benchmarks.report import machine
+
+    for run in recorded(options.preset, options.out):
+        if run["row"] == name:
+            made(run["settings"]["data"], options.data, options.device)
+            classical = equal_cost(run["settings"], run["error"], options.data)
+            record(run | {"classical": classical, "classical_machine": machine()}, options.preset, options.out)
+            print(f"{name}, seed {run['seed']}: {classical}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", default="all", choices=("all", *rows()), metavar="ROW", help="a name, or all")
@@ -173,6 +182,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "accuracy", help="the folder of checkpoints")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of results")
     parser.add_argument("--again", action="store_true", help="run also what is on record")
+    parser.add_argument(
+        "--classical", action="store_true", help="only measure the classical solver of recorded runs again"
+    )
     parser.add_argument("--list", action="store_true", help="print the rows and what is on record")
     options = parser.parse_args()
     if options.list:
@@ -181,7 +193,14 @@ def main() -> None:
             done = sorted(r["seed"] for r in runs if r["row"] == name)
             print(f"{name:28} {row['title']}; published {row['published']:.3g}; seeds on record: {done or 'none'}")
         return
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
     for name in rows() if options.row == "all" else [options.row]:
+        if options.classical:
+            measure_classical_again(name, options)
+            continue
         if options.preset not in rows()[name]:
             print(f"{name}: has no preset {options.preset}")
             continue
