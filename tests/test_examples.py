@@ -124,7 +124,7 @@ OPERATORS = [  # example, tiny arguments, what its default run promises, its pic
     (
         "burgers_galerkin",
         {"size": 32, "samples": 20, "test_samples": 4, "epochs": 1, "hidden_channels": 8},
-        0.02,
+        0.01,
         ("velocities.png", "convergence.png"),
     ),
     (
