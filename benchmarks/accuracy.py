@@ -117,7 +117,10 @@ def commit() -> str:
 
 
 def made(name: str, data: Path, device: str) -> None:
-    """Make the data set, or see that it is there."""
+    """Make the data set, or see that it is there; one that was begun on another device is finished there."""
+    begun = sorted((data / name).glob("*/recipe.json"))
+    if begun:
+        device = json.loads(begun[0].read_text())["device"]
     command = [sys.executable, str(ROOT / "datasets" / "generate.py"), name, "--out", str(data), "--device", device]
     subprocess.run(command, check=True)
 
