@@ -17,18 +17,13 @@ from opflow import Batch, Grid
 from opflow.batch import apply_model
 from opflow.data import Batches, Statistics
 from opflow.layers import Normalized, Normalizer
-from opflow.losses import DataMisfit, relative_h1, relative_l2
+from opflow.losses import DataMisfit, mean_squared_error, relative_h1, relative_l2
 from opflow.losses.norms import relative_errors
 from opflow.models.recipe import build_model
 from opflow.training import evaluate, fit, load_checkpoint, save_checkpoint
 from opflow.training.module import evaluating
 
 HELD_OUT_SEED = 1
-
-
-def mean_squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The mean over all values; evenly spaced points weigh alike."""
-    return (prediction - target).square().mean()
 
 
 METRICS = {"relative L2": relative_l2, "mean squared error": mean_squared_error}

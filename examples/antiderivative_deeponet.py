@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from opflow import Batch, Grid
 from opflow.data import Batches, FieldDataset, channel_statistics, generate
 from opflow.files import claim_folder, write_bytes
 from opflow.interop import Predictor
 from opflow.layers import Normalized, Normalizer
-from opflow.losses import DataMisfit
+from opflow.losses import DataMisfit, mean_squared_error
 from opflow.models import DeepONet
 from opflow.plotting import plot_convergence, plot_fields, save_figure
 from opflow.problems import Antiderivative
@@ -146,11 +145,6 @@ def main(
     results = {"mean_squared_error": error, "mean_squared_error_between_sensors": error_between}
     write_bytes(out / "results.json", json.dumps(results, indent=1).encode())
     return error
-
-
-def mean_squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The mean over all values; evenly spaced points weigh alike."""
-    return (prediction - target).square().mean()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,21 @@ def relative_errors(prediction: Field, target: Field, weight: Tensor | None = No
     return error / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
+def mean_squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
+    """mean over samples and channels of sum_j w_j (p_j - t_j)^2 / sum_j w_j, the error of values at points or of fields.
+
+    Args:
+        prediction, target: (batch, channel, *grid) or (batch, points, channel), of one shape.
+        weight: quadrature weights, (*grid); None weighs all points alike.
+
+    >>> mean_squared_error(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[1.0, 1.0]]])).item()
+    2.0
+    """
+    _check(prediction, target)
+    squares = (prediction - target).square()
+    return squares.mean() if weight is None else (squares * (weight / weight.mean())).mean()
+
+
 def relative_h1(prediction: Field, target: Field, weight: Tensor | None = None, *, grid: Grid) -> Scalar:
     """mean over samples and channels of |p - t|_1 / |t|_1, with |v|_1^2 = ||v||^2 + ||grad v||^2.
 

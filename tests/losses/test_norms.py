@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opflow import Grid
-from opflow.losses.norms import relative_errors, relative_h1, relative_l2
+from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 
 
 def test_by_hand() -> None:
@@ -153,3 +153,15 @@ def test_shapes_that_would_broadcast_are_refused_in_a_sentence() -> None:
                 norm(torch.zeros(shape), torch.zeros(2, 3, 5, 6))
     with pytest.raises(ValueError, match=r"the target has shape \(2, 3, 6, 5\) but the grid is \(5, 6\)"):
         relative_h1(torch.zeros(2, 3, 6, 5), torch.zeros(2, 3, 6, 5), grid=grid)
+
+
+def test_mean_squared_error_weighs_by_the_quadrature() -> None:
+    p, t = torch.randn(2, 3, 4, 5, dtype=torch.float64).unbind(0)
+    assert mean_squared_error(p, t).item() == pytest.approx(float(((p - t) ** 2).mean()))
+    grid = Grid((4, 5), extent=((0.0, 2.0), (0.0, 3.0)))
+    weights = grid.quadrature_weights()
+    p, t = torch.randn(2, 3, 2, 4, 5, dtype=torch.float64).unbind(0)
+    expected = ((p - t) ** 2 * weights).sum((-2, -1)).mean() / 6.0  # the measure of the domain
+    assert mean_squared_error(p, t, weights).item() == pytest.approx(float(expected))
+    with pytest.raises(ValueError, match="they must agree"):
+        mean_squared_error(p, t[:, :1])
