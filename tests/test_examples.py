@@ -130,7 +130,7 @@ OPERATORS = [  # example, tiny arguments, what its default run promises, its pic
     (
         "navier_stokes_fno",
         {"size": 16, "samples": 4, "test_samples": 4, "known": 3, "ahead": 2, "batch_size": 2, "epochs": 1, "modes": 6},
-        0.1,
+        0.03,
         ("vorticity.png", "spectrum.png", "convergence.png"),
     ),
     (
