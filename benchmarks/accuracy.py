@@ -39,6 +39,7 @@ def rows() -> dict[str, dict[str, Any]]:
 def settings(row: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """What a run depends on: the row's task with the preset's numbers, and the recipe of its data."""
     chosen = {key: row[key] for key in ("metric", "task", "data")} | row[preset]
+    chosen.pop("differs", None)
     recipe = tomllib.loads(CATALOGUE.read_text())[chosen["data"]]
     return chosen | {"recipe": {key: value for key, value in recipe.items() if key != "about"}}
 
@@ -89,9 +90,10 @@ def summary(runs: list[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
         errors = [r["error"] for r in done]
         asked = row.get("required") if preset == "cpu" else row.get("target")
         median = statistics.median(errors)
+        differs = row[preset].get("differs") if preset in row else None
         lines.append(
             {
-                "what": f"{row['title']}: {row['metric']}, median of {len(done)} seeds "
+                "what": f"{row['title']}{f' ({differs})' if differs else ''}: {row['metric']}, median of {len(done)} seeds "
                 f"({min(errors):.3g} to {max(errors):.3g}; published {row['published']:.3g})",
                 "measured": median,
                 "unit": "",

@@ -34,7 +34,7 @@ def accuracy(rows: Path, results: Path) -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         runs = report["notes"]["runs"]
         lines = [
-            _line(row, done, row.get(asked))
+            _line(row, done, row.get(asked), row.get(preset, {}).get("differs"))
             for name, row in known.items()
             if (done := [run for run in runs if run["row"] == name])
         ]
@@ -50,7 +50,9 @@ def accuracy(rows: Path, results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _line(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], asked: float | None) -> list[str]:
+def _line(
+    row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], asked: float | None, differs: str | None
+) -> list[str]:
     errors = [run["error"] for run in runs]
     median = statistics.median(errors)
     classical = [run["classical"] for run in runs if run.get("classical")]
@@ -62,7 +64,7 @@ def _line(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], asked: floa
         )
     threads = sorted({run["machine"]["threads"] for run in runs})
     return [
-        row["title"],
+        row["title"] + (f"; {differs}" if differs else ""),
         f"{row['published']:.3g}",
         f"**{median:.3g}**",
         f"{min(errors):.3g} to {max(errors):.3g}",
