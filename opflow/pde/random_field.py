@@ -31,6 +31,16 @@ def sample_generator(name: str, split: str, index: int, seed: int = 0) -> np.ran
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
+def sample_generators(name: str, indices: int | Sequence[int], seed: int, split: str) -> list[np.random.Generator]:
+    """The random streams of samples 0..n-1, or of these, of the problem called `name`; see `sample_generator`."""
+    if isinstance(indices, int) and indices < 0:
+        raise ValueError(
+            f"{indices} samples were asked for; give a number that is not negative, or the samples' indices."
+        )
+    numbers = range(indices) if isinstance(indices, int) else indices
+    return [sample_generator(name, split, int(i), seed) for i in numbers]
+
+
 @lru_cache(maxsize=8)
 def _nested_order(cutoff: int, dim: int) -> np.ndarray:
     """Flat positions of the modes k in [0, cutoff)^dim, shell by shell of max(k): a smaller cutoff is a prefix."""

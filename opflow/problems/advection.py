@@ -13,7 +13,9 @@ from torch import Tensor
 from opflow.grid import Grid
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.problems.periodic_evolution import PeriodicEvolution, check_finite, check_positive, sample_generators
+from opflow.pde.random_field import sample_generators
+from opflow.problems.constants import check_finite, check_positive
+from opflow.problems.periodic_evolution import PeriodicEvolution
 from opflow.typing import Derivatives
 
 
@@ -53,7 +55,7 @@ class Advection(PeriodicEvolution):
     ) -> dict[str, Tensor]:
         """Random initial fields {"initial": (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
-        generators = sample_generators(self, indices, seed, split)
+        generators = sample_generators(type(self).__name__, indices, seed, split)
         draws = np.array([g.random((self.waves, 3)) for g in generators]).reshape(-1, self.waves, 3)
         number, amplitude, phase = torch.from_numpy(draws)[..., None].unbind(2)
         number = 1 + torch.floor(self.highest * number)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.problems.periodic_evolution import IntervalEvolution, check_positive, quadratic_flux
+from opflow.problems.constants import check_positive
+from opflow.problems.periodic_evolution import IntervalEvolution, quadratic_flux
 from opflow.typing import Derivatives
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opflow.grid import Grid
-from opflow.pde.random_field import DEFAULT_CUTOFF, CosineField, sample_generator
+from opflow.pde.random_field import DEFAULT_CUTOFF, CosineField, sample_generators
 from opflow.solvers.conjugate_gradient import ConjugateGradient
 from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.fast_poisson import FastPoisson
@@ -70,13 +70,8 @@ class Darcy:
     ) -> dict[str, Tensor]:
         """Random permeabilities {"permeability": (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
-        if isinstance(indices, int) and indices < 0:
-            raise ValueError(
-                f"{indices} samples were asked for; give a number that is not negative, or the samples' indices."
-            )
-        numbers = range(indices) if isinstance(indices, int) else indices
         law = CosineField(alpha=self.alpha, tau=self.tau, cutoff=self.cutoff, mean_mode=self.mean_mode)
-        generators = [sample_generator(type(self).__name__, split, int(i), seed) for i in numbers]
+        generators = sample_generators(type(self).__name__, indices, seed, split)
         g = law.evaluate(law.coefficients(generators, grid.dim), grid)
         if self.medium == "two-phase":
             return {"permeability": torch.where(g >= 0, g.new_tensor(self.high), g.new_tensor(self.low))}

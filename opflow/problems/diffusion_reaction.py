@@ -12,9 +12,10 @@ from torch import Tensor
 from opflow.grid import Grid
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.kernel_field import SquaredExponentialField
+from opflow.pde.random_field import sample_generators
 from opflow.pde.trigonometric_space import TrigonometricSpace
+from opflow.problems.constants import check_finite, check_positive
 from opflow.problems.evolution import SemilinearEvolution
-from opflow.problems.periodic_evolution import check_finite, check_positive, sample_generators
 from opflow.typing import Derivatives
 
 END_TOLERANCE = 1e-6  # of the largest value: what single precision leaves of sin(pi)
@@ -56,7 +57,11 @@ class DiffusionReaction(SemilinearEvolution):
         """Random sources {"source": (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
         law = SquaredExponentialField(self.length)
-        return {"source": law.evaluate(law.coefficients(sample_generators(self, indices, seed, split), grid), grid)}
+        return {
+            "source": law.evaluate(
+                law.coefficients(sample_generators(type(self).__name__, indices, seed, split), grid), grid
+            )
+        }
 
     def space(self, grid: Grid, device: torch.device | str | None = None) -> TrigonometricSpace:
         """Sine coefficients."""

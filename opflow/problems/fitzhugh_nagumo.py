@@ -11,10 +11,10 @@ from torch import Tensor
 
 from opflow.grid import Grid
 from opflow.pde.exponential import Nonlinearity
-from opflow.pde.random_field import DEFAULT_CUTOFF, CosineField
+from opflow.pde.random_field import DEFAULT_CUTOFF, CosineField, sample_generators
 from opflow.pde.trigonometric_space import TrigonometricSpace
+from opflow.problems.constants import check_finite, check_positive
 from opflow.problems.evolution import SemilinearEvolution
-from opflow.problems.periodic_evolution import check_finite, check_positive, sample_generators
 from opflow.typing import Derivatives
 
 
@@ -66,7 +66,7 @@ class FitzHughNagumo(SemilinearEvolution):
         """Random initial fields {name: (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
         law, fields = self._law(), {}
-        generators = sample_generators(self, indices, seed, split)
+        generators = sample_generators(type(self).__name__, indices, seed, split)
         for name in self.inputs:
             fields[name] = law.evaluate(law.coefficients(generators, 2), grid) / law.standard_deviation(2)
             generators = [generator.spawn(1)[0] for generator in generators]  # the second field has streams of its own

@@ -14,8 +14,9 @@ from torch import Tensor
 from opflow.grid import Grid
 from opflow.pde.gauss_method import integrate
 from opflow.pde.kernel_field import SquaredExponentialField
+from opflow.pde.random_field import sample_generators
 from opflow.pde.stepper import IntegrationFailed
-from opflow.problems.periodic_evolution import check_positive, sample_generators
+from opflow.problems.constants import check_positive
 from opflow.typing import Derivatives
 
 DEGREE = 7  # of the spline through the forcing: order 8, as the Gauss method
@@ -61,7 +62,10 @@ class ForcedODE:
     ) -> dict[str, Tensor]:
         """Random forcings {"forcing": (n, times)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
-        law, generators = SquaredExponentialField(self.length), sample_generators(self, indices, seed, split)
+        law, generators = (
+            SquaredExponentialField(self.length),
+            sample_generators(type(self).__name__, indices, seed, split),
+        )
         coefficients = law.coefficients(generators, grid)
         rejected = self._rejected(law, coefficients)
         for _ in range(MOST_REDRAWS):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.problems.periodic_evolution import IntervalEvolution, check_finite, quadratic_flux
+from opflow.problems.constants import check_finite
+from opflow.problems.periodic_evolution import IntervalEvolution, quadratic_flux
 from opflow.typing import Derivatives
 
 

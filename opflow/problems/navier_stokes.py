@@ -14,8 +14,9 @@ from opflow.grid import Grid
 from opflow.pde.derivatives.grid import GridFunction
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField
-from opflow.problems.periodic_evolution import PeriodicEvolution, check_positive, sample_generators
+from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField, sample_generators
+from opflow.problems.constants import check_positive
+from opflow.problems.periodic_evolution import PeriodicEvolution
 from opflow.typing import Derivatives
 
 # sigma of N(0, sigma^2 (-Laplacian + 49)^(-5/2)): the paper's formula has the variance 7^(3/2), its generator that deviation.
@@ -84,7 +85,7 @@ class NavierStokes(PeriodicEvolution):
         """Random fields {name: (n, *grid)} for the names in `inputs`, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
         law = PeriodicField(alpha=2.5, tau=7.0, sigma=IC_AMPLITUDES[self.ic_amplitude], cutoff=self.cutoff)
-        generators = sample_generators(self, indices, seed, split)
+        generators = sample_generators(type(self).__name__, indices, seed, split)
         fields = {"initial_vorticity": law.evaluate(law.coefficients(generators, 2), grid)}
         if self.forcing == "random":
             # Streams of their own, so that a forcing does not depend on how many numbers its vorticity took.

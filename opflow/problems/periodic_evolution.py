@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from opflow.grid import Grid
 from opflow.pde.exponential import Nonlinearity
 from opflow.pde.fourier_space import FourierSpace
-from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField, sample_generator
+from opflow.pde.random_field import DEFAULT_CUTOFF, PeriodicField, sample_generators
+from opflow.problems.constants import check_positive
 from opflow.problems.evolution import SemilinearEvolution
 
 
@@ -73,7 +72,7 @@ class IntervalEvolution(PeriodicEvolution):
         """Random initial fields {name: (n, *grid)}, float64 on the CPU; sample i is one function on every grid."""
         self._check(grid)
         law, fields = self.initial_law(), {}
-        generators = sample_generators(self, indices, seed, split)
+        generators = sample_generators(type(self).__name__, indices, seed, split)
         for name in self.inputs:
             fields[name] = law.evaluate(law.coefficients(generators, 1), grid)
             # A stream of its own for the next field, so that it does not depend on how many numbers this one took.
@@ -86,33 +85,3 @@ def quadratic_flux(space: FourierSpace, speed: float | Tensor) -> Nonlinearity:
     kept = space.dealiased
     flux = (-0.5 * speed) * space.gradient[0] * kept
     return lambda c, t: flux * space.coefficients(space.field(kept * c).square())
-
-
-def sample_generators(
-    problem: object, indices: int | Sequence[int], seed: int, split: str
-) -> list[np.random.Generator]:
-    """The random streams of samples 0..n-1, or of these."""
-    if isinstance(indices, int) and indices < 0:
-        raise ValueError(
-            f"{indices} samples were asked for; give a number that is not negative, or the samples' indices."
-        )
-    numbers = range(indices) if isinstance(indices, int) else indices
-    return [sample_generator(type(problem).__name__, split, int(i), seed) for i in numbers]
-
-
-def check_positive(**values: float | Tensor) -> None:
-    """Raise unless every named number is positive and finite."""
-    for name, number in _numbers(values):
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} is {number}; a positive finite number is expected.")
-
-
-def check_finite(**values: float | Tensor) -> None:
-    """Raise unless every named number is finite."""
-    for name, number in _numbers(values):
-        if not math.isfinite(number):
-            raise ValueError(f"{name} is {number}; a finite number is expected.")
-
-
-def _numbers(values: Mapping[str, float | Tensor]) -> list[tuple[str, float]]:
-    return [(name, float(v.detach() if isinstance(v, Tensor) else v)) for name, v in values.items()]
