@@ -31,6 +31,28 @@ def is_symbolic(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def check_inside(coords: Tensor, domain: Sequence[Sequence[float]], what: str, advice: str) -> None:
+    """Raise unless all coordinates (..., dim) lie in the box, up to rounding; where values can be looked at, see `is_symbolic`.
+
+    Args:
+        what: what the sentence calls them.
+        advice: how it ends.
+    """
+    if is_symbolic(coords):
+        return
+    low, high = torch.tensor(domain, dtype=coords.dtype, device=coords.device).unbind(-1)
+    slack = 4 * torch.finfo(coords.dtype).eps * (low.abs() + high.abs())  # an end point may round outwards
+    fits = (coords >= low - slack) & (coords <= high + slack)  # NaN does not
+    outside = ~fits.all(-1)
+    if bool(outside.any()):
+        point, axis = coords[outside][0].tolist(), int(fits[outside][0].int().argmin())
+        first, last = domain[axis]
+        raise ValueError(
+            f"{int(outside.sum())} of {outside.numel()} {what} lie outside the domain {tuple(domain)}, the first at {point}: "
+            f"coordinate {axis} is {point[axis]:g} but [{first:g}, {last:g}] is expected; {advice}"
+        )
+
+
 class BoxCoordinates(nn.Module):
     """y_j -> (2 y_j - low_j - high_j) / (high_j - low_j): a box to [-1, 1]^dim, where a fresh perceptron is at its best.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from opflow.layers.coordinates import is_symbolic
+from opflow.layers.coordinates import check_inside, is_symbolic
 from opflow.typing import Points
 
 
@@ -21,17 +21,9 @@ def unit_points(coords: Points, domain: Sequence[Sequence[float]]) -> Points:
     >>> unit_points(torch.tensor([[0.0], [3.0]]), [(-1.0, 3.0)]).tolist()
     [[0.25], [1.0]]
     """
+    check_inside(coords, domain, "coordinates", "build the model for your domain, or leave these points out.")
     low, high = torch.tensor(domain, dtype=coords.dtype, device=coords.device).unbind(-1)
-    unit = (coords - low) / (high - low)
-    if not is_symbolic(coords):
-        slack = 4 * torch.finfo(coords.dtype).eps * (1 + (low.abs() + high.abs()) / (high - low))
-        inside = ((unit >= -slack) & (unit <= 1 + slack)).all(-1)  # NaN is not
-        if not bool(inside.all()):
-            raise ValueError(
-                f"{int((~inside).sum())} of {inside.numel()} coordinates lie outside the domain {tuple(domain)}, the first at "
-                f"{coords[~inside][0].tolist()}; build the model for your domain, or leave these points out."
-            )
-    return unit
+    return (coords - low) / (high - low)
 
 
 def checked_weights(weights: Tensor, shape: Sequence[int], measure: float | None, like: Tensor) -> Tensor:

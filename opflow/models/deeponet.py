@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk, as_multi_output
-from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, as_box, is_symbolic
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, as_box, check_inside
 from opflow.layers.mlp import MLP
 from opflow.layers.pod import PODTrunk
 from opflow.models.fno import ACTIVATIONS
@@ -103,21 +103,9 @@ class DeepONet(nn.Module):
                 "or one set (points, dim) for all."
             )
         check_placement(coords, like, "DeepONet", "coords")
-        if self.domain is not None and not is_symbolic(coords):
-            self._check_domain(coords.detach())
-
-    def _check_domain(self, coords: Tensor) -> None:
-        assert self.domain is not None
-        for axis, (low, high) in enumerate(self.domain):
-            slack = 4 * torch.finfo(coords.dtype).eps * max(abs(low), abs(high))  # an end point may round outwards
-            column = coords[..., axis]
-            bad = ~((column >= low - slack) & (column <= high + slack))
-            if bool(bad.any()):
-                raise ValueError(
-                    f"{int(bad.sum())} of {bad.numel()} points lie outside the domain that DeepONet was built for: "
-                    f"coordinate {axis} is {float(column[bad][0]):g} but [{low:g}, {high:g}] is expected; a trunk "
-                    "does not extrapolate, so ask inside, or build with a larger domain."
-                )
+        if self.domain is not None:
+            advice = "a trunk does not extrapolate, so ask inside, or build with a larger domain."
+            check_inside(coords.detach(), self.domain, "points", advice)
 
     @classmethod
     def build(
