@@ -6,6 +6,7 @@ from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.galerkin_attention import FourierAttention, GalerkinAttention, TransformerLayer
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
+from opflow.layers.multigrid import MultigridConv
 from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.layers.pod import PODTrunk
 from opflow.layers.resampler import DownSampler, UpSampler
@@ -25,6 +26,7 @@ __all__ = [
     "FourierLayer",
     "GalerkinAttention",
     "GridEmbedding",
+    "MultigridConv",
     "Normalized",
     "Normalizer",
     "PODTrunk",

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from opflow.functional import channel_mlp
 from opflow.kernels.channel_mlp.reference import channel_linear
@@ -71,6 +72,8 @@ class ChannelLinear(nn.Module):
     def forward(self, x: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
         check_field(x, self.in_channels, None, self.weight, "ChannelLinear")
+        if x.stride(1) == 1 and self.in_channels > 1:  # the channels of a point stand side by side, and stay so
+            return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
         return channel_linear(x.flatten(2), self.weight, self.bias).unflatten(2, x.shape[2:])
 
     def extra_repr(self) -> str:

@@ -3,6 +3,7 @@
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.mgno import MgNO
 from opflow.models.rollout import Rollout
 
-__all__ = ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"]
+__all__ = ["FNO", "DeepONet", "GalerkinTransformer", "MgNO", "Rollout"]

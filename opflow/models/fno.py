@@ -107,14 +107,9 @@ class FNO(nn.Module):
         """
         modes = as_modes(n_modes)
         dim = len(modes)
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("hidden_channels", hidden_channels),
-            ("n_layers", n_layers),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value}; give a positive whole number.")
+        check_sizes(
+            in_channels=in_channels, out_channels=out_channels, hidden_channels=hidden_channels, n_layers=n_layers
+        )
         for name, option, known in (
             ("skip", skip, SKIPS),
             ("channel_mlp_skip", channel_mlp_skip, SKIPS),
@@ -166,6 +161,13 @@ class FNO(nn.Module):
             "projection_channel_ratio": projection_channel_ratio,
         }  # fmt: skip
         return model
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise unless every named number is a positive whole one."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; give a positive whole number.")
 
 
 def _skip(kind: str | None, channels: int, *, bias: bool) -> nn.Module | None:

@@ -11,9 +11,10 @@ from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.mgno import MgNO
 from opflow.models.rollout import Rollout
 
-MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO, "GalerkinTransformer": GalerkinTransformer}
+MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO, "GalerkinTransformer": GalerkinTransformer, "MgNO": MgNO}
 
 
 def build_model(recipe: Mapping[str, Any]) -> nn.Module:

@@ -28,6 +28,7 @@ from opflow.layers import (
     FourierLayer,
     GalerkinAttention,
     GridEmbedding,
+    MultigridConv,
     Normalized,
     Normalizer,
     SoftGate,
@@ -35,7 +36,7 @@ from opflow.layers import (
     SpectralDecoder,
     TransformerLayer,
 )
-from opflow.models import FNO, DeepONet, GalerkinTransformer, Rollout
+from opflow.models import FNO, DeepONet, GalerkinTransformer, MgNO, Rollout
 
 
 @dataclass
@@ -201,6 +202,24 @@ CASES = [
             1, 1, 4, 3, n_layers=1, decoder="pointwise", decoder_channels=3, layout="cells", ffn_activation="silu"
         ),
         (2, 1, 3, 4, 5),
+        1,
+    ),
+    Case("MultigridConv1d", lambda: MultigridConv(2, 3, 3, dim=1, boundary="periodic"), (2, 2, 9), 3),
+    Case("MultigridConv2d", lambda: MultigridConv(2, 3, 3, reference_shape=8), (2, 2, 9, 8), 3),
+    Case(
+        "MultigridConv2dV",
+        lambda: MultigridConv(
+            2, 3, 3, cycle="V", boundary=("neumann", "dirichlet"), smoothing=[(1, 1), (1, 2), (2, 0)]
+        ),
+        (2, 2, 9, 8),
+        3,
+    ),
+    Case("MultigridConv3d", lambda: MultigridConv(2, 2, 2, dim=3, cycle="V", boundary="neumann"), (1, 2, 5, 6, 5), 2),
+    Case("MgNO", lambda: MgNO.build(1, 2, 3, 2, n_levels=3), (2, 1, 9, 8), 2),
+    Case(
+        "MgNOV",
+        lambda: MgNO.build(2, 1, 3, 2, n_levels=3, cycle="V", boundary="neumann", norm="group"),
+        (2, 2, 8, 9),
         1,
     ),
     Case("FNO1d", lambda: FNO.build(6, 1, 2, 3, n_layers=2), (2, 1, 16), 2),
