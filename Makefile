@@ -60,6 +60,7 @@ bench: $(VENV)/.installed-viz-cli-bench
 	$(BIN)/python -m benchmarks.darcy_generation
 	$(BIN)/python -m benchmarks.darcy_fno
 	$(BIN)/python -m benchmarks.evolution
+	$(BIN)/python -m benchmarks.mgno_step
 
 accuracy: $(VENV)/.installed-viz-cli
 	$(BIN)/python -m benchmarks.accuracy --row all
@@ -70,6 +71,7 @@ bench-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_generation --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_fno --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.evolution --device cuda
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.mgno_step --device cuda
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ from benchmarks.accuracy_tasks import SYMMETRIES, TASKS, chained
 from opflow import Batch, Grid
 from opflow.batch import apply_model
 from opflow.data import Batches, Statistics
+from opflow.files import write_json
 from opflow.layers import Normalized, Normalizer
 from opflow.losses import DataMisfit, mean_squared_error, relative_h1, relative_l2
 from opflow.losses.norms import relative_errors
@@ -33,8 +35,8 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     """Train and test once; goes on from the last epoch that `work` holds.
 
     Returns:
-        {"error", "validation", "best_epoch", "epochs", "parameters", "train_seconds", "predict_seconds", "errors"}: the metric on the
-        test split of the state with the lowest metric on the validation split, and the seconds that one sample takes.
+        {"error", "worst", "validation", "best_epoch", "epochs", "parameters", "train_seconds", "predict_seconds", "curve"}: the metric on
+        the test split of the state with the lowest metric on the validation split, the seconds that one sample takes, and the `Curve`.
     """
     torch.manual_seed(seed)
     how = settings["training"]
@@ -61,7 +63,7 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(how["ema"])) if "ema" in how else None
     loss = _loss(settings, splits["train"].grid)
     state = {"loss": loss, "optimizer": optimizer, "scheduler": scheduler, "batches": training, "ema": ema}
-    checkpoints = work / "checkpoints"
+    checkpoints, curve = work / "checkpoints", Curve(work / "curve.json")
     start = load_checkpoint(checkpoints, model, **state) if checkpoints.exists() else None
     last = start.record if start else None
     for record in fit(
@@ -69,6 +71,7 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
         ema=ema, start=start, validate=lambda model: evaluate(model, held_out, metric),
     ):  # fmt: skip
         save_checkpoint(checkpoints, model, record=record, keep=1, **state)
+        curve.add(record.epoch, record.seconds, record.validation)
         print(record, flush=True)
         last = record
     best = load_checkpoint(checkpoints, model, ema=ema, which="best")
@@ -83,7 +86,26 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": last.seconds,
         "predict_seconds": seconds,
+        "curve": curve.thinned(),
     }
+
+
+class Curve:
+    """The metric on the validation split against epochs and seconds, kept in a file, so that a run that goes on has all of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.points: list[list[float]] = json.loads(path.read_text()) if path.exists() else []
+
+    def add(self, epoch: int, seconds: float, validation: float) -> None:
+        """One more epoch; what an interrupted run had beyond its last checkpoint gives way."""
+        self.points = [point for point in self.points if point[0] < epoch] + [[epoch, round(seconds, 1), validation]]
+        write_json(self.path, self.points)
+
+    def thinned(self, most: int = 50) -> list[list[float]]:
+        """At most so many points, the last among them: (epoch, seconds, validation)."""
+        step = -(-len(self.points) // most) if self.points else 1
+        return self.points[::-1][::step][::-1]
 
 
 def _model(settings: Mapping[str, Any], statistics: Statistics) -> nn.Module:
