@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def summary(runs: list[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
         if not done:
             continue
         errors = [r["error"] for r in done]
-        asked = row.get("required") if preset == "cpu" else row.get("target")
+        asked = limit(row.get("required" if preset == "cpu" else "target"), runs)
         median = statistics.median(errors)
         differs = row[preset].get("differs") if preset in row else None
         lines.append(
@@ -102,6 +102,14 @@ def summary(runs: list[dict[str, Any]], preset: str) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def limit(asked: float | str | None, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """What a row's median is not to exceed: a number, or the median of the row of this name; None where that has not run."""
+    if not isinstance(asked, str):
+        return asked
+    errors = [run["error"] for run in runs if run["row"] == asked]
+    return statistics.median(errors) if errors else None
 
 
 @contextmanager

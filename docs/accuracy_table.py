@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from measured import table
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.accuracy import limit
 
 HEADER = (
     "problem and model", "paper*", "ours: median", "range", "seeds", "asked", "reached",
@@ -34,7 +38,7 @@ def accuracy(rows: Path, results: Path) -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         runs = report["notes"]["runs"]
         lines = [
-            _line(row, done, row.get(asked), row.get(preset, {}).get("differs"))
+            _line(row, done, limit(row.get(asked), runs), row.get(preset, {}).get("differs"))
             for name, row in known.items()
             if (done := [run for run in runs if run["row"] == name])
         ]

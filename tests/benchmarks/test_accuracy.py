@@ -33,7 +33,10 @@ def test_rows_name_what_there_is(name: str, preset: str) -> None:
     getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))
     Grid(**recipe["grid"]).subsampled(settings.get("stride", 1))
     assert build_model(_plain(settings["model"])) is not None
-    assert ROWS[name]["seeds"] == (3 if "required" in ROWS[name] else 1)
+    compared = {row.get("required") for row in ROWS.values()}
+    assert ROWS[name]["seeds"] == (3 if "required" in ROWS[name] or name in compared else 1)
+    asked = ROWS[name].get("required")
+    assert asked is None or isinstance(asked, float) or asked in ROWS
 
 
 def settings_of(epochs: int = 2, **changes: Any) -> dict[str, Any]:
@@ -110,6 +113,15 @@ def test_runs_that_end_together_are_all_recorded(tmp_path: Path) -> None:
     assert [r["seed"] for r in accuracy.recorded("cpu", tmp_path)] == list(range(5))
     (line,) = accuracy.summary(accuracy.recorded("cpu", tmp_path), "cpu")
     assert line["measured"] == pytest.approx(0.3) and "0.1 to 0.5" in line["what"]
+
+
+def test_a_row_may_be_asked_to_beat_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"title": "T", "metric": "relative L2", "published": 0.5, "seeds": 3}
+    monkeypatch.setattr(accuracy, "rows", lambda: {"old": base, "new": base | {"required": "old"}})
+    runs = [{"row": "old", "error": e} for e in (0.1, 0.3, 0.2)] + [{"row": "new", "error": 0.25}]
+    lines = accuracy.summary(runs, "cpu")
+    assert [(line["required"], line["reached"]) for line in lines] == [("reported", True), ("<= 0.2", False)]
+    assert accuracy.limit("new", runs[:3]) is None and accuracy.limit(0.5, []) == 0.5
 
 
 def test_a_configuration_has_a_name_of_its_own() -> None:
