@@ -22,7 +22,7 @@ SURFACE = {
     ],
     "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
     "opflow.problems": [
-        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "KortewegDeVries",
+        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "Schroedinger",
     ],
     "opflow.pde": [

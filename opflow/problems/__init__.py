@@ -7,6 +7,7 @@ from opflow.problems.burgers import Burgers
 from opflow.problems.darcy import Darcy
 from opflow.problems.diffusion_reaction import DiffusionReaction
 from opflow.problems.fitzhugh_nagumo import FitzHughNagumo
+from opflow.problems.helmholtz import Helmholtz
 from opflow.problems.kdv import KortewegDeVries
 from opflow.problems.kuramoto_sivashinsky import KuramotoSivashinsky
 from opflow.problems.navier_stokes import NavierStokes
@@ -22,6 +23,7 @@ __all__ = [
     "Darcy",
     "DiffusionReaction",
     "FitzHughNagumo",
+    "Helmholtz",
     "KortewegDeVries",
     "KuramotoSivashinsky",
     "NavierStokes",

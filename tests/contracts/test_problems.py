@@ -22,6 +22,7 @@ from opflow.problems import (
     Darcy,
     DiffusionReaction,
     FitzHughNagumo,
+    Helmholtz,
     KortewegDeVries,
     KuramotoSivashinsky,
     NavierStokes,
@@ -169,6 +170,61 @@ CASES = [
         lives_on=SQUARE,
         refused={"high=.* and low=.*; both must be positive": ({"low": 0.0},)},
         residual_sizes=(33, 65, 129),
+        solve_sizes=(33, 65, 129),
+        solve_order=2.0,
+    ),
+    *(
+        Case(
+            f"Helmholtz {boundary}",
+            lambda boundary=boundary, **options: Helmholtz(
+                **{"omega": 200.0, "spread": 15.0, "boundary": boundary, "cutoff": 32} | options
+            ),
+            lambda n: Grid((n, n)),
+            sample_sizes=(25, 49, 73),
+            refused_grids=(*NOT_SQUARES, Grid((9, 5))),
+            lives_on="Helmholtz lives on the nodes of the unit square, at least 6 a side, but the grid is .*use Grid",
+            refused={
+                "omega is .*; a positive finite number is expected": tuple({"omega": v} for v in POSITIVE),
+                "background is .*; a positive finite number is expected": tuple({"background": v} for v in POSITIVE),
+                "boundary_value is .*; a finite number": tuple({"boundary_value": v} for v in POSITIVE[2:]),
+                "forcing is .*; a finite number": tuple({"forcing": v} for v in POSITIVE[2:]),
+                "a spread from 0 to below the background": (
+                    {"spread": 20.0},
+                    {"spread": -1.0},
+                    {"spread": float("nan")},
+                ),
+                "boundary is 'robin'; choose one of neumann, dirichlet": ({"boundary": "robin"},),
+                "flux_interval is .*; two numbers in increasing order within": (
+                    {"flux_interval": (0.5, 0.5)},
+                    {"flux_interval": (0.0, 1.5)},
+                    {"flux_interval": (0.1, float("nan"))},
+                    {"flux_interval": (0.1,)},
+                ),
+                "resonance_tolerance is .*; a number from 0": (
+                    {"resonance_tolerance": -1e-4},
+                    {"resonance_tolerance": 1.0},
+                    {"resonance_tolerance": float("nan")},
+                ),
+                "alpha is .*, tau .*, cutoff .*; alpha and cutoff must be positive": ({"alpha": 0.0}, {"cutoff": 0}),
+            },
+            residual_sizes=(65, 129, 257),
+            rounding=1e-10,
+            solve_sizes=(33, 49, 65),
+            solve_order=solve_order,
+        )
+        # Values on the boundary are interpolated, order 6; what acts through integrals gains one.
+        for boundary, solve_order in (("neumann", 7.0), ("dirichlet", 6.0))
+    ),
+    Case(
+        "Darcy multiscale",
+        lambda **options: Darcy("multiscale", **options),
+        lambda n: Grid((n, n), (-1.0, 1.0)),
+        sample_sizes=(64, 85, 127),
+        refused_grids=(*NOT_SQUARES, Grid((9, 9))),
+        lives_on=r"Darcy lives on the nodes of the square \(-1, 1\)\^2 in a multiscale medium, but the grid is .*use Grid",
+        refused={"high=.* and low=.*; both must be positive": ({"low": 0.0},)},
+        residual_sizes=(65, 129, 257),
+        rounding=1e-11,
         solve_sizes=(33, 65, 129),
         solve_order=2.0,
     ),
