@@ -1,10 +1,14 @@
 """Layers: the parts that operator models are made of."""
 
+from opflow.layers.band_limit import BandLimitedResampler
 from opflow.layers.branch_trunk import BranchTrunk
 from opflow.layers.coordinates import BoxCoordinates, FourierFeatures
+from opflow.layers.derivative_conv import DerivativeConv
 from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
+from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.galerkin_attention import FourierAttention, GalerkinAttention, TransformerLayer
+from opflow.layers.local_conv import LocalConv
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
 from opflow.layers.multigrid import MultigridConv
 from opflow.layers.normalizer import Normalized, Normalizer
@@ -15,17 +19,21 @@ from opflow.layers.spectral_decoder import SpectralDecoder
 
 __all__ = [
     "MLP",
+    "BandLimitedResampler",
     "BoxCoordinates",
     "BranchTrunk",
     "ChannelLinear",
     "ChannelMLP",
+    "DerivativeConv",
     "DomainPadding",
     "DownSampler",
     "FourierAttention",
     "FourierFeatures",
     "FourierLayer",
+    "FunctionNorm",
     "GalerkinAttention",
     "GridEmbedding",
+    "LocalConv",
     "MultigridConv",
     "Normalized",
     "Normalizer",
