@@ -54,6 +54,19 @@ def accuracy(rows: Path, results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def comparison(rows: Path, results: Path, names: Sequence[str]) -> str:
+    """The table of some rows of the preset cpu, side by side on another page."""
+    known = tomllib.loads(rows.read_text(encoding="utf-8"))
+    path = results / "accuracy_cpu.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["notes"]["runs"] if path.exists() else []
+    lines = [
+        _line(known[name], done, limit(known[name].get("required"), runs), None)
+        for name in names
+        if (done := [run for run in runs if run["row"] == name])
+    ]
+    return table(HEADER, lines) if lines else "*Not on record yet.*"
+
+
 def _line(
     row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], asked: float | None, differs: str | None
 ) -> list[str]:

@@ -42,6 +42,14 @@ myst_substitutions = {
     "accuracy": accuracy_table.accuracy(
         HERE.parent / "benchmarks" / "accuracy.toml", HERE.parent / "benchmarks" / "results"
     ),
+    "mgno_ablation": accuracy_table.comparison(
+        HERE.parent / "benchmarks" / "accuracy.toml",
+        HERE.parent / "benchmarks" / "results",
+        ("darcy64-fno", "darcy64-mgno", "darcy64-mgno-v"),
+    ),
+    "mgno_curves": "![Validation error of FNO and MgNO against seconds of training](../images/darcy64_curves.png)"
+    if (HERE / "images" / "darcy64_curves.png").exists()
+    else "",
     "measurements": measured.tables(HERE.parent / "benchmarks" / "results"),
     "reasons": measured.table(
         ["reason", "claims success", "message"],

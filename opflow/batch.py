@@ -58,10 +58,38 @@ class Batch:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
+class Once:
+    """A model that is called once for the same arguments and then remembers: several losses may look at one prediction.
+
+    Lives as long as one evaluation of a loss. Arguments are the same if they are the same objects.
+
+    >>> model = Once(nn.Dropout())
+    >>> x = torch.ones(100)
+    >>> model(x) is model(x), model(x) is model(x.clone())
+    (True, False)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._known: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the model says."""
+        key = (*map(id, arguments), *((name, id(value)) for name, value in sorted(named.items())))
+        if key not in self._known:  # the arguments are kept too, so that no other object takes their place
+            self._known[key] = (self.model(*arguments, **named), (arguments, named))
+        return self._known[key][0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model inside DistributedDataParallel, DataParallel and torch.compile."""
+    """The user's own model inside DistributedDataParallel, DataParallel, torch.compile and `Once`."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(model, Once):
+            model = model.model
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
             model = compiled

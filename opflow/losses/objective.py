@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from opflow.batch import Batch
+from opflow.batch import Batch, Once
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -109,13 +109,15 @@ class Sum(Objective):
         return tuple(name for loss in self.losses for name in loss.names)  # type: ignore[union-attr]
 
     def forward(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
-        """The terms of every loss, merged."""
+        """The terms of every loss, merged; a prediction that several of them look at is made once."""
+        model = model if isinstance(model, Once) else cast(nn.Module, Once(model))
         pairs = [pair for loss in self.losses for pair in loss(model, batch).items()]
         _refuse_repeated(tuple(name for name, _ in pairs))
         return dict(pairs)
 
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """The residuals of every loss, one after another."""
+        model = model if isinstance(model, Once) else cast(nn.Module, Once(model))
         return torch.cat([loss.residuals(model, batch) for loss in self.losses])  # type: ignore[operator]
 
 

@@ -75,6 +75,36 @@ def test_residual_weight_of_points_lacks_the_channel_axis():
         DataMisfit(square).residuals(nn.Identity(), bad)
 
 
+def test_added_losses_look_at_one_prediction():
+    """Twice as fast, and of a stochastic model they judge the same outcome."""
+    calls = []
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x, mask=None):
+            calls.append(mask)
+            return self.weight * x + torch.rand(())
+
+    batch = Batch(torch.ones(2, 1, 4), torch.zeros(2, 1, 4), mask=torch.ones(2, 4))
+    model = Model()
+    loss = DataMisfit(square) + 0.5 * (DataMisfit(square, name="same") + DataMisfit(square, name="again"))
+    terms = loss(model, batch)
+    assert len(calls) == 1 and calls[0] is batch.mask
+    assert terms["same"] == terms["again"] == 0.5 * terms["misfit"]
+    sum(terms.values()).backward()
+    assert model.weight.grad > 0
+    assert loss(model, batch)["misfit"] != terms["misfit"], "the next evaluation calls the model again"
+    loss.residuals(model, batch)
+    assert len(calls) == 3
+    # Another batch of the step is another prediction.
+    both = DataMisfit(square, on="a") + DataMisfit(square, name="b", on="b")
+    both(model, {"a": batch, "b": Batch(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4))})
+    assert len(calls) == 5
+
+
 def test_repeated_names_are_refused():
     with pytest.raises(ValueError, match="both called 'misfit'"):
         DataMisfit(square) + 0.5 * DataMisfit(square)
