@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Helmholtz:
-    """-lap u - (omega / c)^2 u = f on the unit square   (De Hoop et al. 2022, "The cost-accuracy trade-off", section 3).
+    """-lap u - (omega / c)^2 u = f on the unit square   (de Hoop et al. 2022, "The cost-accuracy trade-off in operator learning").
 
     c is the wave speed, u the field, omega the angular frequency; all dimensionless. The operator to learn maps c to u. The media are
     c = background + spread tanh(g), g ~ N(0, (-Laplacian + tau^2)^(-alpha)), see `CosineField`.

@@ -184,6 +184,14 @@ def test_media_that_resonate_are_drawn_again_on_every_grid() -> None:
         strict.solve({"wave_speed": drawn}, Grid((33, 33)))
 
 
+@pytest.mark.slow
+def test_few_media_are_drawn_again() -> None:
+    """Eight of the first thousand, and the page on Helmholtz says so."""
+    grid = Grid((9, 9))
+    drawn, admitted = (Helmholtz(**law).sample(1000, grid)["wave_speed"] for law in ({"resonance_tolerance": 0.0}, {}))
+    assert int((drawn != admitted).flatten(1).any(1).sum()) == 8
+
+
 def test_a_tolerance_that_excludes_the_law_is_refused_in_a_sentence() -> None:
     with pytest.raises(RuntimeError, match=r"1 media were drawn .* all but excludes the law at omega=100"):
         Helmholtz(omega=100.0, resonance_tolerance=0.49, cutoff=4).sample(1, Grid((9, 9)))
