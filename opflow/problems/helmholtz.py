@@ -299,9 +299,8 @@ class _Cavity:
         """u (n, *grid) from its values on a fixed boundary, zero elsewhere, and the load, each (n or 1, *square.shape)."""
         boundary, load = np.broadcast_arrays(boundary, load)
         u = boundary.reshape(len(boundary), -1).T.copy()
-        right = (
-            load.reshape(len(load), -1).T - self.square.stiffness @ u
-        )  # the mass is diagonal and couples no two nodes
+        # The mass is diagonal and couples no two nodes, so that the stiffness alone takes the boundary to the other side.
+        right = load.reshape(len(load), -1).T - self.square.stiffness @ u
         u[self._free] = system.solve(right[self._free], rtol=rtol)
         return self.square.evaluate(u.T.reshape(load.shape))
 
