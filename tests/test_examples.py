@@ -145,6 +145,18 @@ OPERATORS = [  # example, tiny arguments, what its default run promises, its pic
         0.15,
         ("permeabilities.png", "convergence.png"),
     ),
+    (
+        "darcy_mgno",
+        {"size": 17, "samples": 20, "test_samples": 4, "epochs": 1, "hidden_channels": 4, "levels": 3},
+        0.01,
+        ("fields.png", "convergence.png"),
+    ),
+    (
+        "helmholtz_mgno",
+        {"size": 17, "omega": 100.0, "samples": 20, "test_samples": 4, "epochs": 1, "hidden_channels": 4, "levels": 3},
+        0.05,
+        ("fields.png", "convergence.png"),
+    ),
 ]
 IDS = [name for name, *_ in OPERATORS]
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import nn
 
 from opflow.layers.boundary import as_boundary, impose
+from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.mlp import ChannelLinear
 from opflow.layers.multigrid import MultigridConv
 from opflow.models.fno import ACTIVATIONS, check_sizes
@@ -24,6 +25,7 @@ class MultigridLayer(nn.Module):
         norm: of the sum, before the activation; None for none.
         activation: s, GELU by default.
 
+    >>> import torch
     >>> MultigridLayer(MultigridConv(3, 8, 3), ChannelLinear(3, 8))(torch.zeros(2, 3, 16, 15)).shape
     torch.Size([2, 8, 16, 15])
     """
@@ -43,9 +45,7 @@ class MultigridLayer(nn.Module):
     def forward(self, v: Field) -> Field:
         """(batch, in, *grid) -> (batch, out, *grid)"""
         y = self.conv(v) + self.skip(v)
-        if self.norm is not None:
-            y = self.norm(y.contiguous())  # torch.vmap of a norm does not know channels that lie side by side
-        return self.activation(y)
+        return self.activation(y if self.norm is None else self.norm(y))
 
 
 class MgNO(nn.Module):
@@ -59,6 +59,7 @@ class MgNO(nn.Module):
         project: Q, linear at every point.
         boundary: the condition per axis that u keeps exactly on a grid of nodes, see `opflow.layers.boundary.impose`; None for none.
 
+    >>> import torch
     >>> MgNO.build(n_levels=4)(torch.zeros(2, 1, 21, 16)).shape
     torch.Size([2, 1, 21, 16])
     """
@@ -103,7 +104,8 @@ class MgNO(nn.Module):
             boundary: "dirichlet", "neumann" or "periodic", per axis or one for all, of every cycle and of the output.
             impose: let the output keep the boundary condition exactly on its boundary nodes, u = 0 or a vanishing normal derivative.
                 False where the condition is another one, where values live on cells, and for the published model to the letter.
-            norm: "group" (one group) or None, in every layer: a mean over the grid, under which W v + K v is no longer linear.
+            norm: "group" (one group) or None, in every layer, see `FunctionNorm`: means over the domain, after which W v + K v + b is no
+                longer affine in v.
             activation: "gelu", "relu", "silu" or "tanh".
         """
         check_sizes(n_layers=n_layers, hidden_channels=hidden_channels)
@@ -111,6 +113,8 @@ class MgNO(nn.Module):
             raise ValueError(f"norm is {norm!r}; give 'group' or None.")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}.")
+        conditions = as_boundary(boundary, dim)
+        layout = ["periodic" if name == "periodic" else "nodes" for name in conditions]
         widths = [in_channels] + [hidden_channels] * n_layers
         layers = [
             MultigridLayer(
@@ -118,12 +122,11 @@ class MgNO(nn.Module):
                     a, b, n_levels, cycle=cycle, boundary=boundary, dim=dim, smoothing=smoothing, reference_shape=reference_shape
                 ),
                 ChannelLinear(a, b),
-                norm=nn.GroupNorm(1, b) if norm else None,
+                norm=FunctionNorm(b, 1, layout, dim=dim) if norm else None,
                 activation=ACTIVATIONS[activation](),
             )
             for a, b in itertools.pairwise(widths)
         ]  # fmt: skip
-        conditions = as_boundary(boundary, dim)
         model = cls(
             layers, ChannelLinear(hidden_channels, out_channels, bias=False), boundary=conditions if impose else None
         )
