@@ -23,7 +23,7 @@ SURFACE = {
     "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
-        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "Schroedinger",
+        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Schroedinger",
     ],
     "opflow.pde": [
         "AutogradDerivatives", "CosineField", "GridDerivatives", "IntegrationFailed", "PeriodicField", "SpectralStepper",

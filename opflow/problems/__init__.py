@@ -13,6 +13,7 @@ from opflow.problems.kuramoto_sivashinsky import KuramotoSivashinsky
 from opflow.problems.navier_stokes import NavierStokes
 from opflow.problems.nonlinear_ode import NonlinearODE
 from opflow.problems.pendulum import Pendulum
+from opflow.problems.pipe_flow import PipeFlow
 from opflow.problems.schroedinger import Schroedinger
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "NavierStokes",
     "NonlinearODE",
     "Pendulum",
+    "PipeFlow",
     "Schroedinger",
 ]
