@@ -39,10 +39,10 @@ def equal_cost(settings: Mapping[str, Any], error: float, data: Path) -> dict[st
     interpolated to the network's grid, by its Fourier series on periodic axes and linearly on nodes.
 
     Returns:
-        {"seconds", "error", "grid", "rtol"}; None where no candidate is good enough, and for inverse problems, whose classical
-        solvers are not a forward solve.
+        {"seconds", "error", "grid", "rtol"}; None where no candidate is good enough, for inverse problems, whose classical
+        solvers are not a forward solve, and for ratios of errors.
     """
-    if settings["task"] == "inverse":
+    if settings["task"] == "inverse" or "unseen_stride" in settings:
         return None
     recipe = settings["recipe"]
     problem = getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))

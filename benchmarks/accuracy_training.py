@@ -28,7 +28,8 @@ from opflow.training.module import evaluating
 HELD_OUT_SEED = 1
 
 
-METRICS = {"relative L2": relative_l2, "mean squared error": mean_squared_error}
+RATIO = "relative L2 on an unseen grid / on that of the training"
+METRICS = {"relative L2": relative_l2, "mean squared error": mean_squared_error, RATIO: relative_l2}
 
 
 def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, device: str) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
 
     Returns:
         {"error", "worst", "validation", "best_epoch", "epochs", "parameters", "train_seconds", "predict_seconds", "curve"}: the metric on
-        the test split of the state with the lowest metric on the validation split, the seconds that one sample takes, and the `Curve`.
+        the test split of the state with the lowest metric on the validation split, the seconds that one sample takes, and the `Curve`. With the metric `RATIO` the two
+        errors that it is made of stand beside it.
     """
     torch.manual_seed(seed)
     how = settings["training"]
@@ -77,8 +79,15 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     best = load_checkpoint(checkpoints, model, ema=ema, which="best")
     tested = model if ema is None else ema
     errors, seconds = _test(tested, unseen, metric)
+    error, beside = float(errors.mean()), {}
+    if settings["metric"] == RATIO:
+        finer = TASKS[settings["task"]](settings | {"stride": settings["unseen_stride"]}, data).dataset("test")
+        there, _ = _test(tested, Batches(finer, 10, seed=HELD_OUT_SEED + 1, device=device, transform=prepare), metric)
+        beside = {"on_training_grid": error, "on_unseen_grid": float(there.mean()), "unseen_grid": list(finer.grid.shape)}
+        error = float(there.mean()) / error
     return {
-        "error": float(errors.mean()),
+        "error": error,
+        **beside,
         "worst": float(errors.max()),
         "validation": best.record.validation,
         "best_epoch": best.record.epoch,
