@@ -54,12 +54,15 @@ class BandLimitedResampler(nn.Module):
             raise TypeError(f"v is {v.dtype}; a series has real floating-point values, so convert it with .float().")
         for axis, (m, kind) in enumerate(zip(shape, self.layout, strict=True)):
             n, rest = v.shape[axis + 2], v.shape[axis + 3 :]
-            if min(n, m) < 1 + (kind == "nodes"):
-                raise ValueError(
-                    f"axis {axis} has {n} points and would get {m}; a {kind} axis has at least {1 + (kind == 'nodes')}."
-                )
+            least = 2 if kind == "nodes" else 1
+            if n < least or m < least:
+                raise ValueError(f"axis {axis} has {n} points and would get {m}; a {kind} axis has at least {least}.")
             matrix = resampling_matrix(n, m, kind, v)
-            v = (matrix @ v.flatten(axis + 3)).unflatten(-1, rest) if rest else v @ matrix.T
+            if rest:
+                lead, u = v.shape[: axis + 2], v.flatten(axis + 3).flatten(0, axis + 1)
+                v = torch.bmm(matrix.expand(u.shape[0], -1, -1), u).unflatten(0, lead).unflatten(-1, rest)
+            else:
+                v = v @ matrix.T
         return v
 
     def extra_repr(self) -> str:
@@ -69,21 +72,23 @@ class BandLimitedResampler(nn.Module):
 
 def resampling_matrix(n: int, m: int, layout: str, like: Tensor) -> Tensor:
     """From the values at n points of an axis to those at m points of it, (m, n), in the dtype of `like`."""
-    k = torch.arange(torch.sym_min(n, m) // 2 + 1 if layout == "periodic" else torch.sym_min(n, m), device=like.device)
+    # All frequencies of the n points, those beyond the limit of m with weight zero: a resolution that is a symbol has no minimum.
+    k = torch.arange(n // 2 + 1 if layout == "periodic" else n, device=like.device)
     i, j = (torch.arange(points, device=like.device) for points in (m, n))
-    share, weights = torch.where(k == 0, 1.0, 2.0).double(), torch.ones_like(j, dtype=torch.float64)
+    kept = (2 * k <= m) if layout == "periodic" else (k < m)
+    share, weights = torch.where(k == 0, 1.0, 2.0).double() * kept, torch.ones_like(j, dtype=torch.float64)
     if layout == "periodic":
         # +n/2 and -n/2 share the unpaired frequency of an even grid; a coarser grid does not keep it.
-        share = torch.where(2 * k == n, 1.0, share)
+        share = torch.where(2 * k == n, 1.0 * kept, share)
         (cos_i, sin_i), (cos_j, sin_j) = _waves(i, k, m), _waves(j, k, n)
         return (((cos_i * share) @ cos_j.T + (sin_i * share) @ sin_j.T) / n).to(like.dtype)
     if layout == "cells":
         at_i, at_j, intervals = _waves(2 * i + 1, k, 4 * m)[0], _waves(2 * j + 1, k, 4 * n)[0], n
     else:
-        share = torch.where(k == n - 1, 1.0, share)
+        share = torch.where(k == n - 1, 1.0 * kept, share)
         weights = torch.where((j == 0) | (j == n - 1), 0.5, weights)
         at_i, at_j, intervals = _waves(i, k, 2 * (m - 1))[0], _waves(j, k, 2 * (n - 1))[0], n - 1
-    return ((at_i * share) @ (at_j.T * (weights / intervals))).to(like.dtype)
+    return ((at_i * share) @ (at_j * (weights / intervals)[:, None]).T).to(like.dtype)
 
 
 def _waves(j: Tensor, k: Tensor, period: int) -> tuple[Tensor, Tensor]:

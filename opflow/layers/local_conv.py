@@ -102,13 +102,13 @@ class LocalConv(nn.Module):
                 f"output_shape is {outputs}; one number of points for each of {self.dim} axes is expected."
             )
         *leading, last = (self._quadrature(axis, grid[axis], outputs[axis], x) for axis in range(self.dim))
-        v = x.unsqueeze(2)  # (batch, in, splines, *grid)
+        v = x
         for axis, matrix in enumerate(leading):
             v = _along(v, matrix, axis)
         # All splines of the leading axes meet all channels, and the splines of the last axis stay apart until its own sum.
         mixing = self.weight.movedim(-1, 1).flatten(2).flatten(0, 1).to(v.dtype)  # (out * m, in * m^(dim-1))
-        u = channel_linear(v.flatten(3).flatten(1, 2), mixing, None)
-        u = u.unflatten(1, (self.out_channels, self.n_splines)).unflatten(3, v.shape[3:])  # (batch, out, m, *grid)
+        u = channel_linear(v.flatten(2), mixing, None)
+        u = u.unflatten(1, (self.out_channels, self.n_splines)).unflatten(3, v.shape[2:])  # (batch, out, m, *grid)
         y = u.movedim(2, -2).flatten(-2) @ torch.cat(last.unbind(0), dim=1).T  # over splines and points at once
         return y if self.bias is None else y + self.bias.view(-1, *[1] * self.dim).to(y.dtype)
 
@@ -175,8 +175,9 @@ def as_lengths(extent: Sequence[float] | Sequence[Sequence[float]], dim: int) ->
 
 
 def _along(v: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """(batch, in, splines, *grid) -> (batch, in, splines * m, *grid): the sum along one axis, once for each spline"""
-    rest = v.shape[axis + 4 :]
-    y = torch.cat(matrix.unbind(0)) @ v.flatten(axis + 4)
-    y = y.unflatten(axis + 3, matrix.shape[:2]).movedim(axis + 3, 3).flatten(2, 3)
+    """(batch, channel, *grid) -> (batch, channel * m, *grid): the sum along one axis, once for each spline"""
+    lead, rest = v.shape[: axis + 2], v.shape[axis + 3 :]
+    u = v.flatten(axis + 3).flatten(0, axis + 1)
+    y = torch.bmm(torch.cat(matrix.unbind(0)).expand(u.shape[0], -1, -1), u)
+    y = y.unflatten(1, matrix.shape[:2]).unflatten(0, lead).movedim(axis + 2, 2).flatten(1, 2)
     return y.unflatten(-1, rest)

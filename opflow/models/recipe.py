@@ -11,10 +11,19 @@ from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.rollout import Rollout
+from opflow.models.unet import UNet
 
-MODELS: dict[str, Any] = {"DeepONet": DeepONet, "FNO": FNO, "GalerkinTransformer": GalerkinTransformer, "MgNO": MgNO}
+MODELS: dict[str, Any] = {
+    "DeepONet": DeepONet,
+    "FNO": FNO,
+    "GalerkinTransformer": GalerkinTransformer,
+    "LocalFNO": LocalFNO,
+    "MgNO": MgNO,
+    "UNet": UNet,
+}
 
 
 def build_model(recipe: Mapping[str, Any]) -> nn.Module:

@@ -39,7 +39,7 @@ from opflow.layers import (
     SpectralDecoder,
     TransformerLayer,
 )
-from opflow.models import FNO, DeepONet, GalerkinTransformer, MgNO, Rollout
+from opflow.models import FNO, DeepONet, GalerkinTransformer, LocalFNO, MgNO, Rollout, UNet
 
 
 @dataclass
@@ -244,6 +244,31 @@ CASES = [
     ),
     Case(
         "TFNO", lambda: FNO.build((4, 5), 2, 1, 3, n_layers=2, rank=0.3, channel_mlp=None, skip=None), (2, 2, 9, 8), 1
+    ),
+    Case("LocalFNO1d", lambda: LocalFNO.build(6, 1, 2, 3, radius=0.25, n_layers=2), (2, 1, 16), 2),
+    Case(
+        "LocalFNO2d",
+        lambda: LocalFNO.build((4, 5), 1, 1, 3, radius=0.5, n_layers=2, padding=0.25, norm="group", channel_mlp=None),
+        (2, 1, 8, 9),
+        1,
+    ),
+    Case("UNet1d", lambda: UNet.build(2, 1, 3, 1, radius=0.25, n_levels=2, layout="cells"), (2, 2, 13), 1),
+    Case(
+        "UNet2d",
+        lambda: UNet.build(
+            1,
+            2,
+            2,
+            2,
+            radius=0.32,
+            n_levels=2,
+            layout=("nodes", "periodic"),
+            extent=((0, 1), (0, 1.28)),
+            coordinates=True,
+            norm=None,
+        ),
+        (2, 1, 13, 12),
+        2,
     ),
     Case(
         "Rollout",
