@@ -157,6 +157,23 @@ OPERATORS = [  # example, tiny arguments, what its default run promises, its pic
         0.05,
         ("fields.png", "convergence.png"),
     ),
+    (
+        "local_fno",
+        {
+            "size": 64,
+            "samples": 10,
+            "test_samples": 4,
+            "batch_size": 5,
+            "epochs": 1,
+            "modes": 6,
+            "hidden_channels": 4,
+            "layers": 1,
+            "viscosity": 0.01,
+            "time": 0.5,
+        },
+        1.2,
+        ("vorticity.png", "spectrum.png"),
+    ),
 ]
 IDS = [name for name, *_ in OPERATORS]
 
