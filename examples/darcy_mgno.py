@@ -43,7 +43,7 @@ def main(
     hidden_channels: int = 24,
     levels: int = 6,
     cycle: Literal["backslash", "V"] = "backslash",
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     fno: bool = True,
     seed: int = 0,
     data_folder: Path = Path("data"),
@@ -114,7 +114,7 @@ def main(
         loss = DataMisfit(relative_l2) + DataMisfit(partial(relative_h1, grid=grid), name="h1")
         curves[name] = []
         for record in fit(
-            model, loss, batches, optimizer, epochs=epochs, scheduler=scheduler,
+            model, loss, batches, optimizer, epochs=epochs, scheduler=scheduler, clip_norm=1.0,
             validate=lambda model: evaluate(model, held_out, relative_l2),
         ):  # fmt: skip
             save_checkpoint(out / name, model, record=record)
