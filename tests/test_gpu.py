@@ -8,7 +8,7 @@ from opflow.functional import spectral_conv
 from opflow.grid import Grid
 from opflow.layers import SpectralConv
 from opflow.losses import DataMisfit, relative_l2
-from opflow.models import FNO, DeepONet, GalerkinTransformer, Rollout
+from opflow.models import FNO, DeepONet, GalerkinTransformer, LocalFNO, MgNO, Rollout, UNet
 from opflow.pde import GridDerivatives
 from opflow.problems import Burgers, Darcy, KortewegDeVries, NavierStokes, Schroedinger
 from opflow.solvers import ConjugateGradient, FaceStencil, FastPoisson
@@ -113,11 +113,17 @@ MODELS = [
         None,
     ),
     (lambda: Rollout(FNO.build((6, 6), 2, 1, 6, n_layers=2), 3, window=2), (2, 1, 2, 12, 12), None),
+    (lambda: MgNO.build(1, 1, 6, 2, n_levels=3), (2, 1, 17, 12), None),
+    (lambda: MgNO.build(1, 1, 6, 2, n_levels=3, cycle="V", boundary="neumann", norm="group"), (2, 1, 17, 12), None),
+    (lambda: LocalFNO.build((6, 6), 1, 1, 6, radius=0.25, n_layers=2), (2, 1, 16, 15), None),
+    (lambda: UNet.build(1, 1, 4, 2, radius=0.2, n_levels=2), (2, 1, 24, 20), None),
 ]
 
 
 @pytest.mark.parametrize(
-    ("make", "shape", "coords"), MODELS, ids=("DeepONet", "Galerkin", "sampled Galerkin", "Rollout")
+    ("make", "shape", "coords"),
+    MODELS,
+    ids=("DeepONet", "Galerkin", "sampled Galerkin", "Rollout", "MgNO", "MgNO V", "LocalFNO", "UNet"),
 )
 def test_models_equal_the_cpu_and_train(make, shape, coords) -> None:
     torch.manual_seed(0)
