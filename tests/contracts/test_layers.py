@@ -248,8 +248,10 @@ CASES = [
     Case("LocalFNO1d", lambda: LocalFNO.build(6, 1, 2, 3, radius=0.25, n_layers=2), (2, 1, 16), 2),
     Case(
         "LocalFNO2d",
-        lambda: LocalFNO.build((4, 5), 1, 1, 3, radius=0.5, n_layers=2, padding=0.25, norm="group", channel_mlp=None),
-        (2, 1, 8, 9),
+        lambda: LocalFNO.build(
+            (4, 5), 1, 1, 3, radius=0.25, n_splines=2, n_layers=2, padding=0.25, norm="group", channel_mlp=None
+        ),
+        (2, 1, 11, 12),
         1,
     ),
     Case("UNet1d", lambda: UNet.build(2, 1, 3, 1, radius=0.25, n_levels=2, layout="cells"), (2, 2, 13), 1),
