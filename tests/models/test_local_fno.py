@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opflow.fourier import resample
+from opflow.layers import SpectralConv
 from opflow.models import FNO, LocalFNO
 from opflow.models.recipe import build_model
 
@@ -54,6 +55,25 @@ def test_with_pixels_in_their_place_it_is_not() -> None:
     seed = torch.randn(1, 1, 5, 5, dtype=torch.float64)
     first, second = change_under_refinement(model.double(), seed, (32, 64, 128))
     assert second > first / 4, (first, second)
+
+
+def test_a_layer_is_the_sum_of_its_four_branches() -> None:
+    model = LocalFNO.build((6, 6), 1, 1, 4, radius=0.25, n_layers=2, channel_mlp=None).double()
+    layer, v = model.blocks[0], torch.randn(2, 4, 16, 15, dtype=torch.float64)
+    skip = layer.skip
+    expected = F.gelu(layer.conv(v) + skip.pointwise(v) + skip.local(v) + skip.derivative(v))
+    torch.testing.assert_close(layer(v), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_padded_convolution_does_not_join_the_ends() -> None:
+    conv = LocalFNO.build((8,), 1, 1, 4, radius=1 / 8, padding=0.5).double().blocks[0].conv
+    v = torch.randn(2, 4, 33, dtype=torch.float64)
+    long = SpectralConv.forward(conv, conv.padding.pad(v))
+    assert long.shape[2] == 48
+    torch.testing.assert_close(conv(v), long[..., :33], rtol=1e-12, atol=1e-12)
+    assert conv(v, output_shape=(65,)).shape == (2, 4, 65)
+    with pytest.raises(ValueError, match="axes"):
+        conv(v[0])
 
 
 def test_on_nodes_of_a_domain_with_ends() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from opflow.fourier import resample
-from opflow.layers import BandLimitedResampler, ChannelLinear
+from opflow.layers import BandLimitedResampler, ChannelLinear, LocalConv
 from opflow.models import UNet
 from opflow.models.recipe import build_model
 
@@ -20,6 +26,67 @@ def test_it_is_one_operator_under_refinement() -> None:
     first = (u32 - u64[..., ::2, ::2]).norm() / u32.norm()
     second = (u64 - u128[..., ::2, ::2]).norm() / u64.norm()
     assert second < first / 4, (first, second)
+
+
+class Pixels(nn.Module):
+    """The control: the weights of a LocalConv on 3 x 3 pixels of a periodic grid."""
+
+    def __init__(self, conv: LocalConv) -> None:
+        super().__init__()
+        self.weight = conv.weight
+
+    def forward(self, v: Tensor) -> Tensor:
+        return F.conv2d(F.pad(v, (1, 1, 1, 1), mode="circular"), self.weight)
+
+
+class PixelResampler(nn.Module):
+    """Means of 2 x 2 pixels down, and bilinear interpolation up."""
+
+    def coarse_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(n // 2 for n in shape)
+
+    def forward(self, v: Tensor, shape: Sequence[int]) -> Tensor:
+        return F.avg_pool2d(v, 2) if shape[0] < v.shape[2] else F.interpolate(v, tuple(shape), mode="bilinear")
+
+
+def test_of_pixels_it_is_another_map_on_another_grid() -> None:
+    """The same weights in a U-Net as it is usually written: each refinement changes its output by a large part."""
+    torch.manual_seed(1)
+    model = UNet.build(1, 1, 8, 2, radius=3 / 32, n_levels=3).double()
+    pixels = copy.deepcopy(model)
+    pixels.resampler = PixelResampler()
+    for block in (*pixels.encoder, *pixels.decoder):
+        block.conv1, block.conv2 = Pixels(block.conv1), Pixels(block.conv2)
+    seed = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    ours, theirs = [], []
+    for kind, found in ((model, ours), (pixels, theirs)):
+        with torch.no_grad():
+            outputs = [kind(resample(seed, (n, n))) for n in (32, 64, 128)]
+        found += [float((a - b[..., ::2, ::2]).norm() / a.norm()) for a, b in pairwise(outputs)]
+    assert min(theirs) > 0.1 and ours[1] < 0.01 * theirs[1], (ours, theirs)
+
+
+def test_radius_and_channels_double_from_level_to_level_and_grids_halve() -> None:
+    model = UNet.build(1, 2, 4, 2, radius=1 / 16, n_levels=3, layout=("nodes", "cells"), n_splines=2)
+    levels = [(block.conv1.radius, block.conv1.out_channels) for block in model.encoder]
+    assert levels == [(1 / 16, 4), (1 / 8, 8), (1 / 4, 16)]
+    assert [block.conv1.radius for block in model.decoder] == [1 / 8, 1 / 16]
+    shapes: list[tuple[int, ...]] = []
+    for block in (*model.encoder, *model.decoder):
+        block.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    assert model(torch.randn(1, 1, 65, 62)).shape == (1, 2, 65, 62)
+    assert shapes == [(4, 65, 62), (8, 33, 31), (16, 17, 16), (8, 33, 31), (4, 65, 62)]
+
+
+def test_on_nodes_the_change_falls_with_the_second_order() -> None:
+    torch.manual_seed(1)
+    model = UNet.build(1, 1, 8, 2, radius=1 / 16, n_levels=3, layout="nodes").double()
+    line = torch.linspace(0, 1, 253, dtype=torch.float64)
+    field = (torch.exp(line)[:, None] * torch.cos(2 * line))[None, None]
+    with torch.no_grad():
+        outputs = [model(field[..., ::s, ::s]) for s in (4, 2, 1)]
+    first, second = ((a - b[..., ::2, ::2]).norm() / a.norm() for a, b in pairwise(outputs))
+    assert second < first / 3, (first, second)
 
 
 @pytest.mark.parametrize("layout", ["nodes", "cells", "periodic"])
