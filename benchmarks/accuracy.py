@@ -61,12 +61,15 @@ def recorded(preset: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def record(run: dict[str, Any], preset: str, folder: Path = RESULTS) -> Path:
-    """Add one run to the results, in one step, whoever else adds at the same time; an older run of the same thing gives way."""
+    """Add one run to the results, in one step, whoever else adds at the same time; an older run of the same thing gives way, and all
+    of the row that had another configuration: a median is one configuration's.
+    """
     from benchmarks.report import versions
     from opflow.files import write_json
 
     with _alone(result_path(preset, folder)):
-        runs = [r for r in recorded(preset, folder) if (r["row"], r["seed"]) != (run["row"], run["seed"])] + [run]
+        kept = [r for r in recorded(preset, folder) if r["row"] != run["row"] or _is_beside(r, run)]
+        runs = [*kept, run]
         runs.sort(key=lambda r: (list(rows()).index(r["row"]) if r["row"] in rows() else -1, r["seed"]))
         report = {
             "benchmark": f"accuracy, preset {preset}",
@@ -78,6 +81,10 @@ def record(run: dict[str, Any], preset: str, folder: Path = RESULTS) -> Path:
         }
         write_json(result_path(preset, folder), report)
     return result_path(preset, folder)
+
+
+def _is_beside(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return old["seed"] != new["seed"] and old.get("configuration") == new.get("configuration")
 
 
 def summary(runs: list[dict[str, Any]], preset: str) -> list[dict[str, Any]]:

@@ -83,7 +83,11 @@ def run(settings: Mapping[str, Any], seed: int, *, data: Path, work: Path, devic
     if settings["metric"] == RATIO:
         finer = TASKS[settings["task"]](settings | {"stride": settings["unseen_stride"]}, data).dataset("test")
         there, _ = _test(tested, Batches(finer, 10, seed=HELD_OUT_SEED + 1, device=device, transform=prepare), metric)
-        beside = {"on_training_grid": error, "on_unseen_grid": float(there.mean()), "unseen_grid": list(finer.grid.shape)}
+        beside = {
+            "on_training_grid": error,
+            "on_unseen_grid": float(there.mean()),
+            "unseen_grid": list(finer.grid.shape),
+        }
         error = float(there.mean()) / error
     return {
         "error": error,

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import PRESETS, RESULTS, recorded, rows
+from benchmarks.accuracy import PRESETS, RESULTS, recorded
 
 
 def curves(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """One curve a run, by the row's title and the seed.
+    """One curve a run, by the row's name and the seed.
 
     Raises:
         ValueError: a row has no run with a curve on record.
@@ -23,10 +23,12 @@ def curves(names: Sequence[str], runs: Sequence[dict[str, Any]]) -> dict[str, tu
     for name in names:
         done = [run for run in runs if run["row"] == name and run.get("curve")]
         if not done:
-            raise ValueError(f"{name} has no run with a curve on record; run python -m benchmarks.accuracy --row {name}.")
+            raise ValueError(
+                f"{name} has no run with a curve on record; run python -m benchmarks.accuracy --row {name}."
+            )
         for run in done:
             _, seconds, errors = zip(*run["curve"], strict=True)
-            found[f"{rows()[name]['title']}, seed {run['seed']}"] = (list(seconds), list(errors))
+            found[f"{name}, seed {run['seed']}"] = (list(seconds), list(errors))
     return found
 
 

@@ -100,6 +100,10 @@ def test_a_run_is_recorded_once(data: Path, tmp_path: Path, monkeypatch: pytest.
     accuracy.run_once("tiny", 0, options)
     (record,) = accuracy.recorded("cpu", tmp_path / "results")
     assert record["epochs"] == 1, "another configuration takes the old one's place"
+    accuracy.record(record | {"seed": 1}, "cpu", tmp_path / "results")
+    assert [r["seed"] for r in accuracy.recorded("cpu", tmp_path / "results")] == [0, 1]
+    accuracy.record(record | {"seed": 2, "configuration": "other"}, "cpu", tmp_path / "results")
+    assert [r["seed"] for r in accuracy.recorded("cpu", tmp_path / "results")] == [2], "and that of its other seeds"
 
 
 def test_runs_that_end_together_are_all_recorded(tmp_path: Path) -> None:
