@@ -110,7 +110,7 @@ def main(
         # Training. The loss weighs the pressure and its gradient alike.
         batches = Batches(training, batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.2)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.3)
         loss = DataMisfit(relative_l2) + DataMisfit(partial(relative_h1, grid=grid), name="h1")
         curves[name] = []
         for record in fit(

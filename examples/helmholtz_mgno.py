@@ -98,7 +98,7 @@ def main(
     batches = Batches(training, batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
     held_out = list(Batches(validation, 50, device=device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.3)
     loss = DataMisfit(relative_l2) + DataMisfit(partial(relative_h1, grid=grid), name="h1")
     curve: list[tuple[float, float]] = []
     for record in fit(

@@ -102,7 +102,7 @@ def main(
     batches = Batches(training, batch_size, shuffle=True, drop_last=True, seed=seed, device=device)
     held_out = list(Batches(validation, batch_size, device=device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * len(batches), pct_start=0.3)
     for record in fit(
         model, DataMisfit(relative_l2), batches, optimizer, epochs=epochs, scheduler=scheduler, clip_norm=1.0,
         validate=lambda model: evaluate(model, held_out, relative_l2),
