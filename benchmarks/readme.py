@@ -18,6 +18,7 @@ BENCHMARKS = (
     "darcy_fno",
     "darcy_generation",
     "evolution",
+    "mgno_step",
     "spectral_conv",
     "train_step",
 )  # the site shows the others too
