@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def plot_fields(
         for axis, (name, field, style) in zip(axes[i], panels, strict=True):
             image = _image(axis, field, grid, style)
             axis.set_title(name, fontsize=10)
-            figure.colorbar(image, ax=axis, shrink=0.8, format="%.2g")
+            figure.colorbar(image, ax=axis, shrink=0.8, format=_tick_format(image))
     if title:
         figure.suptitle(title)
     return figure
@@ -111,11 +112,11 @@ def plot_frames(
         for axis, frame, time in zip(line, frames[name], times, strict=True):
             image = _image(axis, frame, grid, scale)
             axis.set_title(f"{name}, t = {time:g}", fontsize=9)
-        figure.colorbar(image, ax=line, shrink=0.8, format="%.2g")
+        figure.colorbar(image, ax=line, shrink=0.8, format=_tick_format(image))
     for axis, frame, number in zip(axes[-1], error, relative, strict=True):
         image = _image(axis, frame, grid, _signed(error))
         axis.set_title(f"error {number:.2%}", fontsize=9)
-    figure.colorbar(image, ax=axes[-1], shrink=0.8, format="%.2g")
+    figure.colorbar(image, ax=axes[-1], shrink=0.8, format=_tick_format(image))
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -155,6 +156,13 @@ def _signed(values: Any) -> dict[str, Any]:
     """Colours symmetric about zero."""
     largest = float(np.abs(values).max()) or 1.0
     return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
+
+
+def _tick_format(image: Any) -> str:
+    """As many digits as tell the ticks of a colour bar apart: two, and more where the values vary little around a large one."""
+    low, high = image.get_clim()
+    ratio = max(abs(low), abs(high)) / (high - low) if high > low else 1.0
+    return f"%.{2 + max(0, math.ceil(math.log10(ratio)) if 0 < ratio < math.inf else 0)}g"
 
 
 def plot_convergence(

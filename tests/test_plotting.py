@@ -172,3 +172,18 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'opflow\[viz\]'"):
         draw([sample()])
+
+
+def test_ticks_of_values_around_a_large_one_are_told_apart() -> None:
+    from opflow.plotting import _tick_format
+
+    class Image:
+        def __init__(self, low: float, high: float) -> None:
+            self.limits = low, high
+
+        def get_clim(self) -> tuple[float, float]:
+            return self.limits
+
+    assert [_tick_format(Image(*limits)) for limits in ((-0.2, 0.2), (3, 12), (0, 0), (19.8, 20.2), (1000, 1001))] == [
+        "%.2g", "%.3g", "%.2g", "%.4g", "%.6g",
+    ]  # fmt: skip
