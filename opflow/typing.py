@@ -95,6 +95,13 @@ class Problem(Protocol):
         ...
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise unless every named number is a positive whole one."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; give a positive whole number.")
+
+
 def check_field(x: Tensor, channels: int, dim: int | None, like: Tensor, owner: str) -> None:
     """Raise unless `x` is a field (batch, channel, *grid) that `owner`, with parameters such as `like`, can take.
 

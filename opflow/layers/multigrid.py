@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opflow.layers.boundary import as_boundary, extend
-from opflow.typing import Field, check_field
+from opflow.typing import Field, check_field, check_sizes
 
 CYCLES = ("backslash", "V")
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -75,7 +75,7 @@ class Prolongation(nn.Module):
 
 
 def channels_last(v: Tensor) -> Tensor:
-    """The same tensor (batch, channel, *grid) with the channels of a point side by side in memory: a third faster to convolve."""
+    """The same tensor (batch, channel, *grid) with the channels of a point side by side in memory, faster to convolve (`benchmarks.mgno_step`)."""
     return v.movedim(1, -1).contiguous().movedim(-1, 1) if v.ndim > 3 else v
 
 
@@ -187,9 +187,7 @@ class MultigridConv(nn.Module):
         reference_shape: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("n_levels", n_levels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a positive whole number.")
+        check_sizes(in_channels=in_channels, out_channels=out_channels, n_levels=n_levels)
         if dim not in _CONVOLUTIONS:
             raise ValueError(f"dim is {dim!r}; a MultigridConv works on grids of 1, 2 or 3 axes.")
         if cycle not in CYCLES:

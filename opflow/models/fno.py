@@ -10,7 +10,7 @@ from opflow.layers.embedding import DomainPadding, GridEmbedding, as_layout
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.mlp import ChannelLinear, ChannelMLP
 from opflow.layers.spectral_conv import SpectralConv, as_modes
-from opflow.typing import Field
+from opflow.typing import Field, check_sizes
 
 SKIPS = ("linear", "identity", "soft-gating", None)
 NORMS = ("instance", "group", None)
@@ -161,13 +161,6 @@ class FNO(nn.Module):
             "projection_channel_ratio": projection_channel_ratio,
         }  # fmt: skip
         return model
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise unless every named number is a positive whole one."""
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; give a positive whole number.")
 
 
 def _skip(kind: str | None, channels: int, *, bias: bool) -> nn.Module | None:

@@ -21,7 +21,7 @@ from opflow.layers.resampler import DownSampler, UpSampler
 from opflow.layers.spectral_conv import as_modes
 from opflow.layers.spectral_decoder import SpectralDecoder
 from opflow.models.fno import ACTIVATIONS
-from opflow.typing import Field, Points, check_field
+from opflow.typing import Field, Points, check_field, check_sizes
 
 ATTENTIONS = {"galerkin": GalerkinAttention, "fourier": FourierAttention}
 DECODERS = ("spectral", "pointwise")
@@ -228,19 +228,10 @@ class GalerkinTransformer(nn.Module):
             eps: of the normalisation in the heads.
         """
         width = 2 * hidden_channels if ffn_channels is None else ffn_channels
-        for name, number in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("hidden_channels", hidden_channels),
-            ("dim", dim),
-            ("heads", heads),
-            ("n_layers", n_layers),
-            ("decoder_channels", decoder_channels),
-            ("decoder_layers", decoder_layers),
-            ("ffn_channels", width),
-        ):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} is {number}; give a positive whole number.")
+        check_sizes(
+            in_channels=in_channels, out_channels=out_channels, hidden_channels=hidden_channels, dim=dim, heads=heads,
+            n_layers=n_layers, decoder_channels=decoder_channels, decoder_layers=decoder_layers, ffn_channels=width,
+        )  # fmt: skip
         for name, option, known in (
             ("attention", attention, tuple(ATTENTIONS)),
             ("decoder", decoder, DECODERS),

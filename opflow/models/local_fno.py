@@ -14,8 +14,8 @@ from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.local_conv import LocalConv
 from opflow.layers.mlp import ChannelLinear, ChannelMLP
 from opflow.layers.spectral_conv import SpectralConv, as_modes
-from opflow.models.fno import ACTIVATIONS, FNO, check_sizes
-from opflow.typing import Field
+from opflow.models.fno import ACTIVATIONS, FNO
+from opflow.typing import Field, check_sizes
 
 
 class LocalBranches(nn.Module):

@@ -12,8 +12,8 @@ from opflow.layers.boundary import as_boundary, impose
 from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.mlp import ChannelLinear
 from opflow.layers.multigrid import MultigridConv
-from opflow.models.fno import ACTIVATIONS, check_sizes
-from opflow.typing import Field
+from opflow.models.fno import ACTIVATIONS
+from opflow.typing import Field, check_sizes
 
 
 class MultigridLayer(nn.Module):

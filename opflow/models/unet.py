@@ -13,9 +13,9 @@ from opflow.layers.embedding import GridEmbedding, as_layout
 from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.local_conv import LocalConv, as_dim
 from opflow.layers.mlp import ChannelLinear
-from opflow.models.fno import ACTIVATIONS, check_sizes
+from opflow.models.fno import ACTIVATIONS
 from opflow.models.local_fno import as_pairs
-from opflow.typing import Field
+from opflow.typing import Field, check_sizes
 
 
 class LocalBlock(nn.Module):
