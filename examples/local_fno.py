@@ -24,6 +24,7 @@ import torch
 from opflow import Grid
 from opflow.data import Batches, FieldDataset, channel_statistics, generate
 from opflow.files import claim_folder, write_bytes
+from opflow.fourier import shell_spectrum
 from opflow.interop import Predictor
 from opflow.layers import Normalized, Normalizer
 from opflow.losses import DataMisfit, relative_l2
@@ -133,23 +134,11 @@ def main(
     ]
     figure = plot_fields(shown, fine, input="initial vorticity", reference="vorticity", prediction="LocalFNO")
     print(f"picture: {save_figure(figure, out / 'vorticity.png')}")
-    spectra = {
-        name: enstrophy_spectrum(field[:, 0]) for name, field in (("reference", batch.target), ("LocalFNO", found))
-    }
+    spectra = {name: shell_spectrum(field[:, 0]) for name, field in (("reference", batch.target), ("LocalFNO", found))}
     figure = plot_convergence(spectra, xlabel="wave number", ylabel="enstrophy", log_x=True)
     print(f"picture: {save_figure(figure, out / 'spectrum.png')}")
     write_bytes(out / "results.json", json.dumps(results, indent=1).encode())
     return ratio
-
-
-def enstrophy_spectrum(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(k, Z): the mean over fields (n, m, m) of |w_k|^2 / 2, summed over shells of round |k|, 1 <= k < m / 2."""
-    m = w.shape[-1]
-    power = torch.fft.fft2(w.double(), norm="forward").abs().square().mean(0) / 2
-    k = torch.fft.fftfreq(m, 1 / m, dtype=torch.float64)
-    shell = torch.hypot(k[:, None], k).round().long()
-    total = torch.zeros(m, dtype=torch.float64).index_add(0, shell.flatten(), power.flatten())
-    return torch.arange(1, m // 2), total[1 : m // 2]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from torch import Tensor
 from opflow import Batch, Grid
 from opflow.data import Batches, FieldDataset, channel_statistics, generate
 from opflow.files import claim_folder, write_bytes
+from opflow.fourier import shell_spectrum
 from opflow.interop import Predictor
 from opflow.layers import Normalized, Normalizer
 from opflow.losses import DataMisfit, relative_errors, relative_l2
@@ -136,7 +137,7 @@ def main(
     )  # fmt: skip
     print(f"picture: {save_figure(figure, out / 'vorticity.png')}")
     spectra = {
-        name: energy_spectrum(field[:, 0, -1].double(), coarse)
+        name: energy_spectrum(field[:, 0, -1].double(), problem, coarse)
         for name, field in (("reference", reference), ("prediction", prediction))
     }
     figure = plot_convergence(
@@ -150,15 +151,10 @@ def main(
     return error
 
 
-def energy_spectrum(vorticity: Tensor, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """E(k), the mean over samples of sum |w_k|^2 / (2 |k|^2) over shells of width one; whose sum is the mean energy."""
-    n = grid.shape[0]
-    coefficients = torch.fft.fft2(vorticity, norm="forward").abs().square().mean(0)
-    k = torch.fft.fftfreq(n, d=1 / n, dtype=torch.float64)
-    radius = (k[:, None] ** 2 + k**2).sqrt()
-    energy = coefficients / (2 * (2 * torch.pi * radius) ** 2)
-    shells = range(1, n // 2)
-    return np.array(shells), np.array([float(energy[(radius >= s - 0.5) & (radius < s + 0.5)].sum()) for s in shells])
+def energy_spectrum(vorticity: Tensor, problem: NavierStokes, grid: Grid) -> tuple[Tensor, Tensor]:
+    """E(k), the mean over samples of |u_k|^2 / 2 over shells of width one, u the velocity; its sum is the mean energy."""
+    k, per_component = shell_spectrum(problem.velocity(vorticity, grid).flatten(0, 1))
+    return k, 2 * per_component
 
 
 if __name__ == "__main__":

@@ -72,6 +72,29 @@ def resample(x: Tensor, shape: int | Sequence[int]) -> Tensor:
     return x
 
 
+def shell_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
+    """E(k) = mean over fields of sum |x_q|^2 / 2 over k - 1/2 <= |q| < k + 1/2, for 1 <= k < n / 2, of periodic fields on a square.
+
+    Of the components of a velocity it is the energy spectrum, summed over them; of a vorticity that of the enstrophy.
+
+    Args:
+        x: (fields, n, n).
+
+    Returns:
+        k (shells,) and E (shells,), float64.
+
+    >>> line = torch.arange(16) / 16
+    >>> shell_spectrum(torch.cos(2 * torch.pi * 3 * line).expand(1, 16, 16))[1][2].round(decimals=6)
+    tensor(0.2500, dtype=torch.float64)
+    """
+    n = x.shape[-1]
+    power = torch.fft.fft2(x.double(), norm="forward").abs().square().mean(0) / 2
+    q = torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=x.device)
+    shell = (torch.hypot(q[:, None], q) + 0.5).floor().long()
+    total = torch.zeros(n, dtype=torch.float64, device=x.device).index_add(0, shell.flatten(), power.flatten())
+    return torch.arange(1, n // 2), total[1 : n // 2].cpu()
+
+
 def _resample_axis(x: Tensor, dim: int, m: int) -> Tensor:
     n = x.shape[dim]
     if n == m:

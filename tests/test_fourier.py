@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opflow.fourier import angular_wavenumbers, resample, spectral_derivative
+from opflow.fourier import angular_wavenumbers, resample, shell_spectrum, spectral_derivative
 
 
 @pytest.mark.parametrize("n", range(1, 18))
@@ -110,3 +110,14 @@ def test_spectral_derivatives_along_any_axis() -> None:
         assert not spectral_derivative(torch.ones(shape), dim, 1.0).any()
     v = torch.randn(6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: spectral_derivative(v, 0, 1.5, 2), (v,))
+
+
+def test_the_shells_hold_all_but_the_mean_and_the_corners() -> None:
+    """Parseval: the sum over shells is half of the variance of a field without the frequencies beyond the last shell."""
+    x = resample(torch.randn(3, 9, 9, dtype=torch.float64)[:, None], (32, 32))[:, 0]
+    k, energy = shell_spectrum(x)
+    variance = (x - x.mean((1, 2), keepdim=True)).square().mean()
+    assert k.tolist() == list(range(1, 16)) and abs(energy.sum() - variance / 2) < 1e-13
+    line = torch.arange(32, dtype=torch.float64) / 32
+    wave = torch.cos(2 * torch.pi * (3 * line[:, None] + 4 * line)).expand(1, 32, 32)
+    assert shell_spectrum(wave)[1].argmax() == 4 and abs(shell_spectrum(wave)[1][4] - 0.25) < 1e-14
