@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,24 @@ class LinearOperator:
         """A unit vector (*shape) that spans the null space where that is known; None where A has none that is known."""
         return None
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that define A, for gradients with respect to them; none where A keeps its numbers elsewhere."""
+        return ()
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LinearOperator:
+        """The same operator on other tensors of equal shapes, in the order of `tensors()`."""
+        if tensors or self.tensors():
+            raise TypeError(
+                f"{type(self).__name__} does not define with_tensors(tensors); gradients with respect to A need it."
+            )
+        return self
+
+    def to_sparse(self) -> Any:
+        """A as a SciPy CSR array (n, n)."""
+        raise TypeError(
+            f"{type(self).__name__} does not define to_sparse(); give a FaceStencil, a SciPy sparse matrix or a dense square tensor."
+        )
+
 
 class DenseOperator(LinearOperator):
     """A dense matrix (n, n).
@@ -53,6 +72,20 @@ class DenseOperator(LinearOperator):
         """A x, (batch, n) -> (batch, n)"""
         return x @ self.matrix.T
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The matrix (n, n)."""
+        return (self.matrix,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> DenseOperator:
+        """The operator of another matrix (n, n)."""
+        return DenseOperator(*tensors)
+
+    def to_sparse(self) -> Any:
+        """The matrix without its zeros, a SciPy CSR array (n, n)."""
+        from scipy.sparse import csr_array  # on use: `import opflow` loads no SciPy
+
+        return csr_array(self.matrix.detach().cpu().numpy())
+
 
 class SparseOperator(LinearOperator):
     """A SciPy sparse matrix or array, applied by SciPy on the CPU."""
@@ -71,6 +104,10 @@ class SparseOperator(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         """A x, (batch, n) -> (batch, n)"""
         return torch.from_numpy(np.ascontiguousarray((self.matrix @ x.detach().numpy().T).T))
+
+    def to_sparse(self) -> Any:
+        """The matrix itself, in CSR format (n, n)."""
+        return self.matrix
 
 
 def as_operator(A: Any) -> LinearOperator:
