@@ -46,8 +46,22 @@ class LinearOperator:
             )
         return self
 
+    def select(self, i: int) -> LinearOperator:
+        """The i-th of a batch of operators, alone."""
+        if self.batch == 1:
+            return self
+        return self.with_tensors([t[i : i + 1] if len(t) == self.batch else t for t in self.tensors()])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The unknowns as the vectors that a host program holds, (batch, *shape) -> (batch, n)"""
+        return x.flatten(1)
+
+    def scatter(self, v: Tensor) -> Tensor:
+        """Such vectors back in place, (batch, n) -> (batch, *shape)"""
+        return v.view(-1, *self.shape)
+
     def to_sparse(self) -> Any:
-        """A as a SciPy CSR array (n, n)."""
+        """A as a SciPy CSR array (n, n), acting on the vectors that `gather` gives."""
         raise TypeError(
             f"{type(self).__name__} does not define to_sparse(); give a FaceStencil, a SciPy sparse matrix or a dense square tensor."
         )
