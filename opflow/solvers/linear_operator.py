@@ -34,6 +34,13 @@ class LinearOperator:
         """A unit vector (*shape) that spans the null space where that is known; None where A has none that is known."""
         return None
 
+    def null_part(self, x: Tensor) -> Tensor | None:
+        """The orthogonal projection of x (batch, *shape) on the null space; None where A has none that is known."""
+        null = self.null_space()
+        if null is None:
+            return None
+        return (x * null).flatten(1).sum(1).view(-1, *[1] * null.ndim) * null
+
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that define A, for gradients with respect to them; none where A keeps its numbers elsewhere."""
         return ()
