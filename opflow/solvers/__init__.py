@@ -4,7 +4,18 @@ from opflow.solvers.algebraic_multigrid import AlgebraicMultigrid
 from opflow.solvers.conjugate_gradient import ConjugateGradient
 from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.fast_poisson import FastPoisson
+from opflow.solvers.implicit import implicit_solve
 from opflow.solvers.linear_operator import LinearOperator
 from opflow.solvers.solution import Reason, Solution, SolverError
 
-__all__ = ["AlgebraicMultigrid", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Reason", "Solution", "SolverError"]
+__all__ = [
+    "AlgebraicMultigrid",
+    "ConjugateGradient",
+    "FaceStencil",
+    "FastPoisson",
+    "LinearOperator",
+    "Reason",
+    "Solution",
+    "SolverError",
+    "implicit_solve",
+]
