@@ -220,13 +220,16 @@ class FaceStencil(LinearOperator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> FaceStencil:
         """The same domain and boundary with other numbers, in the order of `tensors()`."""
+        return self._with(tensors, self.mask)
+
+    def _with(self, tensors: Sequence[Tensor], mask: Tensor | None) -> FaceStencil:
         rest = list(tensors)
         weights = [rest.pop(0) for _ in self.shape]
         reaction = None if self.reaction is None else rest.pop(0)
         corners = None if self.corners is None else (rest.pop(0), rest.pop(0))
         return FaceStencil(
             weights,
-            mask=self.mask,
+            mask=mask,
             reaction=reaction,
             corners=corners,
             boundary=self.boundary,
@@ -234,6 +237,12 @@ class FaceStencil(LinearOperator):
             free_dofs=self.free_dofs,
             backend=self.backend,
         )
+
+    def select(self, i: int) -> FaceStencil:
+        """The i-th of a batch of operators, alone."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[i : i + 1]
+        numbers = [t if len(t) == 1 else t[i : i + 1] for t in self.tensors()]
+        return self._with(numbers, mask)
 
     @cached_property
     def dofs(self) -> Tensor:
