@@ -113,7 +113,7 @@ def test_closed_box() -> None:
         implicit_solve(A, free, tight()).sum() + implicit_solve(A, free, tight())[0, 0, 0], free
     )
     assert gradient.mean().abs() < 1e-14 and gradient.abs().max() > 1e-3
-    with pytest.raises(SolverError, match="the forward solve failed: .*singular"):
+    with pytest.raises(SolverError, match=r"the forward solve failed: .*singular"):
         implicit_solve(A, b.detach(), tight())
 
 
@@ -222,7 +222,7 @@ def test_one_solver_serves_two_operators_before_either_goes_backward() -> None:
 
 
 def test_a_forward_solve_that_fails_raises() -> None:
-    with pytest.raises(SolverError, match="the forward solve failed: .*after 2 steps") as caught:
+    with pytest.raises(SolverError, match=r"the forward solve failed: .*after 2 steps") as caught:
         implicit_solve(spd(randn(30, 30)), randn(30, seed=1), ConjugateGradient(max_steps=2))
     assert caught.value.solution.x.shape == (30,)
 
@@ -240,7 +240,7 @@ def test_an_adjoint_solve_that_fails_raises(raise_on_failure: bool) -> None:
 
 def test_a_gradient_that_is_nan_raises() -> None:
     b = randn(5).requires_grad_()
-    with pytest.raises(SolverError, match="adjoint solve.*NaN"):
+    with pytest.raises(SolverError, match=r"adjoint solve.*NaN"):
         implicit_solve(spd(randn(5, 5)), b, tight()).backward(torch.full((5,), torch.nan).double())
 
 
