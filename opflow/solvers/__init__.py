@@ -6,6 +6,7 @@ from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.fast_poisson import FastPoisson
 from opflow.solvers.implicit import implicit_solve
 from opflow.solvers.linear_operator import LinearOperator
+from opflow.solvers.multigrid import Multigrid
 from opflow.solvers.solution import Reason, Solution, SolverError
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FaceStencil",
     "FastPoisson",
     "LinearOperator",
+    "Multigrid",
     "Reason",
     "Solution",
     "SolverError",

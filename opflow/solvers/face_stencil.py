@@ -168,9 +168,19 @@ class FaceStencil(LinearOperator):
         call = StencilCall.of(self.stencil, x.shape[0], x)
         return choose(BACKENDS, call, self.backend).apply(self.stencil, x)
 
-    @cached_property
+    @property
     def stencil(self) -> Stencil:
         """What couples each point to its neighbours, as kernels take it."""
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors()):
+            return self._assemble()  # with its graph, which must not be kept
+        return self._kept_stencil
+
+    @cached_property
+    def _kept_stencil(self) -> Stencil:
+        with torch.inference_mode(False), torch.no_grad():  # kept for later calls, which may need gradients
+            return self._assemble()
+
+    def _assemble(self) -> Stencil:
         upper = [w * inside for w, (inside, _) in zip(self._upper_faces, self._inside_pairs, strict=True)]
         faces = [lower + up for lower, up in zip(self._lower_faces, self._upper_faces, strict=True)]
         diagonal = sum(faces[1:], start=faces[0])

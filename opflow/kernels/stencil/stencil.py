@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +39,15 @@ class Stencil:
 
     def to(self, dtype: torch.dtype) -> Stencil:
         """The same stencil in another precision."""
-        corners = None if self.corners is None else (self.corners[0].to(dtype), self.corners[1].to(dtype))
-        return Stencil(tuple(w.to(dtype) for w in self.upper), self.diagonal.to(dtype), self.periodic, corners)
+        return self._each(lambda values: values.to(dtype))
+
+    def one(self, index: int) -> Stencil:
+        """One of a batch of operators."""
+        return self._each(lambda values: values[index : index + 1])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Stencil:
+        corners = None if self.corners is None else (change(self.corners[0]), change(self.corners[1]))
+        return Stencil(tuple(change(w) for w in self.upper), change(self.diagonal), self.periodic, corners)
 
 
 @dataclass(frozen=True)

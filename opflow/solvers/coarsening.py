@@ -1,0 +1,187 @@
+"""From a stencil to the one on blocks of its points: what a geometric multigrid cycle solves on its coarser grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from opflow.kernels.stencil.stencil import Stencil, Transfer
+from opflow.solvers.face_stencil import FaceStencil
+
+# An axis is coarsened if its mean coupling is above this share of the strongest one's.
+STRONG = 0.25
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """A stencil by its parts: D_i = what couples i to its neighbours + what holds it to zero + the reaction.
+
+    Attributes:
+        upper: per axis the coupling to the next point, (batch or 1, *shape).
+        held: per axis the weights of faces that lead outside the domain, or None where there are none.
+        reaction: the zero-order term, or None.
+        corners: the weights at the vertices, (batch or 1, n_0 + 1, n_1 + 1), or None.
+        mask: True inside the domain, or None for everywhere.
+    """
+
+    upper: tuple[Tensor, ...]
+    held: tuple[Tensor | None, ...]
+    reaction: Tensor | None
+    corners: tuple[Tensor, Tensor] | None
+    mask: Tensor | None
+    periodic: tuple[bool, ...]
+
+    @staticmethod
+    def of(A: FaceStencil, scale: Tensor | float = 1.0) -> Couplings:
+        """The parts of `scale` A."""
+        scaled = [None if t is None else t * scale for t in (*A.stencil.upper, *A.anchors, A.reaction)]
+        dim = len(A.shape)
+        corners = None if A.corners is None else (A.corners[0] * scale, A.corners[1] * scale)
+        return Couplings(tuple(scaled[:dim]), tuple(scaled[dim:-1]), scaled[-1], corners, A.mask, A.periodic)  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the grid."""
+        return tuple(self.upper[0].shape[1:])
+
+    def rest(self) -> Tensor:
+        """What a row sums to, (batch or 1, *shape): the faces that lead outside and the reaction."""
+        total = torch.zeros_like(self.upper[0])
+        for part in (*self.held, self.reaction):
+            if part is not None:
+                total = total + part
+        return total
+
+    def stencil(self) -> Stencil:
+        """As kernels take it."""
+        diagonal = self.rest()
+        for d, w in enumerate(self.upper):
+            diagonal = diagonal + w + w.roll(1, d + 1)
+        corners = None
+        if self.corners is not None:
+            rising, falling = self.corners
+            n, m = self.shape
+            diagonal = diagonal + rising[:, 1:, 1:] + rising[:, :n, :m] + falling[:, 1:, :m] + falling[:, :n, 1:]
+            inner = [F.pad(c[:, 1:-1, 1:-1], (0, 1, 0, 1)) for c in self.corners]
+            corners = (inner[0].contiguous(), inner[1].contiguous())
+        upper = [w.expand(diagonal.shape).contiguous() for w in self.upper]
+        return Stencil(tuple(upper), diagonal.contiguous(), self.periodic, corners)
+
+    def coarsened_axes(self, *, semi: bool) -> tuple[int, ...]:
+        """The factor 1 or 2 of every axis: 2 on those with strong coupling and more than one point; on all if not `semi`."""
+        strength = [_mean_coupling(w) if n > 1 else 0.0 for w, n in zip(self.upper, self.shape, strict=True)]
+        strongest = max(strength)
+        return tuple(
+            2 if n > 1 and (not semi or s > STRONG * strongest or strongest == 0) else 1
+            for s, n in zip(strength, self.shape, strict=True)
+        )
+
+    def coarse(self, factors: tuple[int, ...]) -> Couplings:
+        """The finite volumes of blocks: areas add up, distances are those between the centres of blocks.
+
+        Along a coarsened axis a face between full blocks has half the sum of the fine weights: piecewise-constant aggregation with
+        the classical over-correction (Braess 1995), and again a stencil of nearest neighbours. A reaction adds up.
+        """
+        sizes = [_block_sizes(n, factor, self.upper[0]) for n, factor in zip(self.shape, factors, strict=True)]
+        upper, held = [], []
+        for d, (w, hold) in enumerate(zip(self.upper, self.held, strict=True)):
+            axis, size = d + 1, sizes[d]
+            if factors[d] > 1:
+                n = self.shape[d]
+                ends = torch.arange(len(size), device=w.device).mul(2).add(1).clamp(max=n - 1)
+                w = w.index_select(axis, ends)
+                w = w * (2 / (size + size.roll(-1))).view([-1 if a == axis else 1 for a in range(w.ndim)])
+                if hold is not None:
+                    hold = _sum_along(hold, axis, 2)
+                    hold = hold / size.view([-1 if a == axis else 1 for a in range(hold.ndim)])
+            for other, factor in enumerate(factors):
+                if other != d and factor > 1:
+                    w = _sum_along(w, other + 1, 2)
+                    hold = None if hold is None else _sum_along(hold, other + 1, 2)
+            upper.append(w)
+            held.append(hold)
+        reaction, mask = self.reaction, self.mask
+        for d, factor in enumerate(factors):
+            if factor > 1:
+                reaction = None if reaction is None else _sum_along(reaction, d + 1, 2)
+                mask = None if mask is None else _any_along(mask, d + 1)
+        corners = None if self.corners is None else tuple(_coarse_vertices(c, factors) for c in self.corners)
+        return Couplings(tuple(upper), tuple(held), reaction, corners, mask, self.periodic)  # type: ignore[arg-type]
+
+    def across(self, factors: tuple[int, ...], diagonal: Tensor) -> tuple[Tensor, ...]:
+        """Per axis the coupling of each point across the nearest block face over its diagonal, (batch or 1, *shape); 0 on axes that stay."""
+        inverse = torch.where(diagonal > 0, 1 / torch.where(diagonal > 0, diagonal, 1.0), 0.0)
+        found = []
+        for d, w in enumerate(self.upper):
+            axis, n = d + 1, self.shape[d]
+            if factors[d] == 1:
+                found.append(torch.zeros_like(diagonal))
+                continue
+            odd = (torch.arange(n, device=w.device) % 2 == 1).view([-1 if a == axis else 1 for a in range(w.ndim)])
+            coupling = torch.where(odd, w, w.roll(1, axis))
+            if n % 2 and self.periodic[d]:  # the first point of an odd ring has no partner of its own
+                coupling = torch.cat([torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis)
+            found.append(coupling * inverse)
+        return tuple(found)
+
+    def scaled(self, faces: tuple[Tensor, ...], rest: Tensor) -> Couplings:
+        """Each coupling times the mean of the factors at its two points, what a row sums to times `rest`."""
+        upper = tuple(
+            w * torch.sqrt(factor * factor.roll(-1, d + 1)) for d, (w, factor) in enumerate(zip(self.upper, faces, strict=True))
+        )
+        held = tuple(None if hold is None else hold * rest for hold in self.held)
+        reaction = None if self.reaction is None else self.reaction * rest
+        return replace(self, upper=upper, held=held, reaction=reaction)
+
+
+def transfer(factors: tuple[int, ...], mask: Tensor | None, across: tuple[Tensor, ...] | None = None) -> Transfer:
+    """Piecewise-constant interpolation, or with the weights `across` the nearest block faces and 1 minus their sum of the own block."""
+    if across is None:
+        return Transfer(factors)
+    own = 1 - sum(across[1:], start=across[0])
+    if mask is not None:
+        own = own * mask
+    return Transfer(factors, own.contiguous(), tuple(b.contiguous() for b in across))
+
+
+def _mean_coupling(w: Tensor) -> float:
+    positive = (w > 0).sum()
+    return float(w.detach().sum() / positive.clamp(min=1))
+
+
+def _block_sizes(n: int, factor: int, like: Tensor) -> Tensor:
+    blocks = -(-n // factor)
+    size = torch.full((blocks,), float(factor), dtype=like.dtype, device=like.device)
+    size[-1] = n - factor * (blocks - 1)
+    return size
+
+
+def _sum_along(u: Tensor, axis: int, factor: int) -> Tensor:
+    n = u.shape[axis]
+    if n == 1:
+        return u
+    if n % 2:
+        u = F.pad(u, [0, 0] * (u.ndim - 1 - axis) + [0, 1])
+    even, odd = u.unflatten(axis, (-1, factor)).unbind(axis + 1)
+    return even + odd
+
+
+def _any_along(mask: Tensor, axis: int) -> Tensor:
+    return _sum_along(mask.to(torch.uint8), axis, 2) > 0
+
+
+def _coarse_vertices(c: Tensor, factors: tuple[int, ...]) -> Tensor:
+    """Vertex weights averaged (1 2 1) / 4 along coarsened axes and kept at the vertices of blocks."""
+    for d, factor in enumerate(factors):
+        if factor == 1:
+            continue
+        axis, n = d + 1, c.shape[d + 1] - 1
+        before = torch.cat([c.narrow(axis, 1, 1), c.narrow(axis, 0, n)], axis)
+        after = torch.cat([c.narrow(axis, 1, n), c.narrow(axis, n - 1, 1)], axis)
+        mean = (before + 2 * c + after) / 4
+        ends = torch.arange(-(-n // 2) + 1, device=c.device).mul(2).clamp(max=n)
+        c = mean.index_select(axis, ends)
+    return c
