@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opflow.solvers.linear_operator import as_operator
+from opflow.solvers.linear_operator import LinearOperator, as_operator
 
 METHODS = ("smoothed-aggregation", "ruge-stueben")
 LARGEST_DENSE = 1000
@@ -68,7 +68,7 @@ class AlgebraicMultigrid:
         self._pyamg = _pyamg()
         self.method, self.near_null_space, self.block = method, near_null_space, block
         self._hierarchies: list[_Hierarchy] = []
-        self._operator: Any = None
+        self._operators: list[LinearOperator] = []
 
     def setup(self, A: Any) -> AlgebraicMultigrid:
         """Build the hierarchy, one for each operator of a batch.
@@ -77,21 +77,22 @@ class AlgebraicMultigrid:
             TypeError: A gives no sparse matrix. ValueError: A is not finite or not symmetric, or does not fit the options.
         """
         operator = as_operator(A)
-        self._hierarchies = [self._hierarchy(operator.select(i).to_sparse()) for i in range(operator.batch)]
-        self._operator = operator
+        self._operators = [operator.select(i) for i in range(operator.batch)]
+        self._hierarchies = [self._hierarchy(one.to_sparse()) for one in self._operators]
         return self
 
     def apply(self, r: Tensor) -> Tensor:
         """One V-cycle on each column, (batch, *shape) -> (batch, *shape)"""
-        if self._operator is None:
+        if not self._hierarchies:
             raise RuntimeError(
                 "AlgebraicMultigrid.apply was called before setup(A); a preconditioner reads its operator first."
             )
-        columns = self._operator.gather(r).detach().to("cpu", torch.float64).numpy()
-        z = np.empty_like(columns)
-        for i, column in enumerate(columns):
-            z[i] = self._hierarchies[i if len(self._hierarchies) > 1 else 0].cycle(column)
-        return self._operator.scatter(torch.from_numpy(z).to(r))
+        shares = [r] if len(self._hierarchies) == 1 else r.split(1)
+        parts = [
+            operator.scatter(hierarchy.cycles(operator.gather(share)))
+            for operator, hierarchy, share in zip(self._operators, self._hierarchies, shares, strict=True)
+        ]
+        return torch.cat(parts)
 
     @property
     def nbytes(self) -> int:
@@ -137,10 +138,13 @@ class _Hierarchy:
     def __init__(self, levels: Any, coarsest: Callable[[Array], Array], entries: Any) -> None:
         self.levels, self.coarsest, self.entries = levels, coarsest, entries
 
-    def cycle(self, r: Array) -> Array:
+    def cycles(self, columns: Tensor) -> Tensor:
+        """One V-cycle from zero on each column, (batch, n) -> (batch, n)"""
+        r = columns.detach().to("cpu", torch.float64).numpy()
         z = r.copy()
-        z[self.entries] = self._cycle(0, r[self.entries])
-        return z
+        for i in range(len(r)):
+            z[i, self.entries] = self._cycle(0, r[i, self.entries])
+        return torch.from_numpy(z).to(columns)
 
     def _cycle(self, depth: int, r: Array) -> Array:
         if depth == len(self.levels) - 1:

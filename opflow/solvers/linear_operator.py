@@ -65,7 +65,7 @@ class LinearOperator:
 
     def scatter(self, v: Tensor) -> Tensor:
         """Such vectors back in place, (batch, n) -> (batch, *shape)"""
-        return v.view(-1, *self.shape)
+        return v.reshape(len(v), *self.shape)
 
     def to_sparse(self) -> Any:
         """A as a SciPy CSR array (n, n), acting on the vectors that `gather` gives."""
