@@ -88,6 +88,7 @@ class FastPoisson:
             self._vectors.append(vectors)
             w = _mean_weight(A, d)
             eigenvalues = eigenvalues + w.view(-1, *[1] * dim) * values.view([-1 if a == d else 1 for a in range(dim)])
+        self.eigenvalues = eigenvalues
         # The pseudo-inverse: a closed (Neumann) box has the eigenvalue 0 for constants.
         self._inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0.0)
         self._scale = None
@@ -112,6 +113,10 @@ class FastPoisson:
         z = self._rotate(z, inverse=True)
         z = z if self._scale is None else self._scale * z
         return z if outside is None else z * outside
+
+    def from_modes(self, c: Tensor) -> Tensor:
+        """sum_j c_j q_j over the orthonormal eigenvectors of M, (batch, *shape) -> (batch, *shape), in the order of `eigenvalues`"""
+        return self._rotate(c, inverse=True)
 
     def _rotate(self, z: Tensor, *, inverse: bool) -> Tensor:
         for d, vectors in enumerate(self._vectors):
