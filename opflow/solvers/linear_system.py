@@ -11,20 +11,29 @@ from torch import Tensor
 
 from opflow.solvers.linear_operator import LinearOperator, as_operator
 
+MANY_COLUMNS = 8  # from here on one call for all columns is faster than one a column
+
 
 def dot(u: Tensor, v: Tensor) -> Tensor:
     """u.v of each column, (batch, *shape) -> (batch,)"""
-    return torch.linalg.vecdot(u.flatten(1), v.flatten(1))
+    u, v = u.flatten(1), v.flatten(1)
+    if not 0 < len(u) < MANY_COLUMNS:
+        return torch.linalg.vecdot(u, v)
+    # A product of vectors reads each once; in single precision its running sum loses digits that a sum by halves keeps.
+    return torch.stack(
+        [torch.dot(x, y) if x.dtype == torch.float64 else (x * y).sum() for x, y in zip(u, v, strict=True)]
+    )
 
 
 def norm(u: Tensor) -> Tensor:
     """The Euclidean norm of each column, (batch,)"""
-    return torch.linalg.vector_norm(u.flatten(1), dim=1)
+    return dot(u, u).sqrt()
 
 
 def largest(u: Tensor) -> Tensor:
-    """The largest absolute entry of each column, (batch,)"""
-    return torch.linalg.vector_norm(u.flatten(1), ord=torch.inf, dim=1)
+    """The largest absolute entry of each column, (batch,); NaN if one is NaN."""
+    u = u.flatten(1)
+    return torch.maximum(u.amax(1), -u.amin(1))
 
 
 def _tensor(values: Any) -> Any:
@@ -62,6 +71,16 @@ class LinearSystem:
                 f"b is {rhs.dtype} on {rhs.device} but A is {operator.dtype} on {operator.device}; convert one of them."
             )
         single = tuple(rhs.shape) == operator.shape
+        if (
+            not single
+            and len(operator.shape) == 1
+            and rhs.ndim == 2
+            and rhs.shape[0] == operator.shape[0] != rhs.shape[1]
+        ):
+            raise ValueError(
+                f"b has shape {tuple(rhs.shape)} and A acts on {operator.shape}: right-hand sides stand in the rows here, not in the "
+                f"columns as in SciPy; give b.T, {tuple(rhs.T.shape)}, and read the solutions in the rows of x."
+            )
         if not single and tuple(rhs.shape[1:]) != operator.shape:
             raise ValueError(
                 f"b has shape {tuple(rhs.shape)} but A acts on {operator.shape}; give {operator.shape} or (batch, *{operator.shape}). "
