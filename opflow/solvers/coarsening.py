@@ -25,6 +25,7 @@ class Couplings:
         reaction: the zero-order term, or None.
         corners: the weights at the vertices, (batch or 1, n_0 + 1, n_1 + 1), or None.
         mask: True inside the domain, or None for everywhere.
+        wall: per axis the distance of the outermost points to what holds them, in spacings: 1 on nodes, 1/2 on cells.
     """
 
     upper: tuple[Tensor, ...]
@@ -33,6 +34,7 @@ class Couplings:
     corners: tuple[Tensor, Tensor] | None
     mask: Tensor | None
     periodic: tuple[bool, ...]
+    wall: tuple[float, ...]
 
     @staticmethod
     def of(A: FaceStencil, scale: Tensor | float = 1.0) -> Couplings:
@@ -40,7 +42,8 @@ class Couplings:
         scaled = [None if t is None else t * scale for t in (*A.stencil.upper, *A.anchors, A.reaction)]
         dim = len(A.shape)
         corners = None if A.corners is None else (A.corners[0] * scale, A.corners[1] * scale)
-        return Couplings(tuple(scaled[:dim]), tuple(scaled[dim:-1]), scaled[-1], corners, A.mask, A.periodic)  # type: ignore[arg-type]
+        wall = tuple(1.0 if kind == "nodes" else 0.5 for kind in A.layout)
+        return Couplings(tuple(scaled[:dim]), tuple(scaled[dim:-1]), scaled[-1], corners, A.mask, A.periodic, wall)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +99,8 @@ class Couplings:
                 w = w * (2 / (size + size.roll(-1))).view([-1 if a == axis else 1 for a in range(w.ndim)])
                 if hold is not None:
                     hold = _sum_along(hold, axis, 2)
-                    hold = hold / size.view([-1 if a == axis else 1 for a in range(hold.ndim)])
+                    nearer = self.wall[d] / (self.wall[d] + (size - 1) / 2)
+                    hold = hold * nearer.view([-1 if a == axis else 1 for a in range(hold.ndim)])
             for other, factor in enumerate(factors):
                 if other != d and factor > 1:
                     w = _sum_along(w, other + 1, 2)
@@ -109,7 +113,8 @@ class Couplings:
                 reaction = None if reaction is None else _sum_along(reaction, d + 1, 2)
                 mask = None if mask is None else _any_along(mask, d + 1)
         corners = None if self.corners is None else tuple(_coarse_vertices(c, factors) for c in self.corners)
-        return Couplings(tuple(upper), tuple(held), reaction, corners, mask, self.periodic)  # type: ignore[arg-type]
+        wall = tuple((one + 0.5) / 2 if factor > 1 else one for one, factor in zip(self.wall, factors, strict=True))
+        return Couplings(tuple(upper), tuple(held), reaction, corners, mask, self.periodic, wall)  # type: ignore[arg-type]
 
     def across(self, factors: tuple[int, ...], diagonal: Tensor) -> tuple[Tensor, ...]:
         """Per axis the coupling of each point across the nearest block face over its diagonal, (batch or 1, *shape); 0 on axes that stay."""
