@@ -128,14 +128,17 @@ class Couplings:
             odd = (torch.arange(n, device=w.device) % 2 == 1).view([-1 if a == axis else 1 for a in range(w.ndim)])
             coupling = torch.where(odd, w, w.roll(1, axis))
             if n % 2 and self.periodic[d]:  # the first point of an odd ring has no partner of its own
-                coupling = torch.cat([torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis)
+                coupling = torch.cat(
+                    [torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis
+                )
             found.append(coupling * inverse)
         return tuple(found)
 
     def scaled(self, faces: tuple[Tensor, ...], rest: Tensor) -> Couplings:
         """Each coupling times the mean of the factors at its two points, what a row sums to times `rest`."""
         upper = tuple(
-            w * torch.sqrt(factor * factor.roll(-1, d + 1)) for d, (w, factor) in enumerate(zip(self.upper, faces, strict=True))
+            w * torch.sqrt(factor * factor.roll(-1, d + 1))
+            for d, (w, factor) in enumerate(zip(self.upper, faces, strict=True))
         )
         held = tuple(None if hold is None else hold * rest for hold in self.held)
         reaction = None if self.reaction is None else self.reaction * rest

@@ -74,7 +74,9 @@ class FaceStencil(LinearOperator):
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"the mask is {mask.dtype}; give torch.bool, True where the equation holds.")
         if corners is not None and (
-            dim != 2 or any(self.periodic) or any(tuple(c.shape[1:]) != tuple(n + 1 for n in self.shape) for c in corners)
+            dim != 2
+            or any(self.periodic)
+            or any(tuple(c.shape[1:]) != tuple(n + 1 for n in self.shape) for c in corners)
         ):
             raise ValueError(
                 f"the corner weights have shapes {[tuple(c.shape) for c in corners]} on the grid {self.shape}; corners are for planes that "
@@ -288,9 +290,7 @@ class FaceStencil(LinearOperator):
         n = int(np.prod(self.shape))
         place = torch.arange(n).view(self.shape)
         rows, columns, values = [place.flatten()], [place.flatten()], [self.stencil.diagonal[0].flatten()]
-        pairs = [
-            (w[0], place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)
-        ]
+        pairs = [(w[0], place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)]
         if self.stencil.corners is not None:
             rising, falling = (w[0] for w in self.stencil.corners)
             pairs += [(rising, place, place.roll((-1, -1), (0, 1))), (falling, place.roll(-1, 0), place.roll(-1, 1))]

@@ -102,13 +102,17 @@ def corner_weights(k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         ValueError: the shape is another, the grid is no plane of nodes, or K is not positive definite.
     """
     if grid.dim != 2 or set(grid.layout) != {"nodes"} or min(grid.shape) < 3:
-        raise ValueError(f"a diffusion tensor is discretised on the nodes of a plane, three or more an axis, but the grid is {grid}.")
+        raise ValueError(
+            f"a diffusion tensor is discretised on the nodes of a plane, three or more an axis, but the grid is {grid}."
+        )
     if k.ndim != 4 or k.shape[1] != 3 or tuple(k.shape[2:]) != grid.shape:
         raise ValueError(
             f"the diffusion tensor has shape {tuple(k.shape)}; expected (batch, 3, *{grid.shape}) for K_xx, K_yy, K_xy."
         )
     if not bool(((k[:, 0] > 0) & (k[:, 0] * k[:, 1] > k[:, 2].square()) & k.isfinite().all(1)).all()):
-        raise ValueError("the diffusion tensor is not positive definite everywhere; K_xx > 0 and K_xx K_yy > K_xy^2 are needed.")
+        raise ValueError(
+            "the diffusion tensor is not positive definite everywhere; K_xx > 0 and K_xx K_yy > K_xy^2 are needed."
+        )
     mixed = F.avg_pool2d(k[:, 2:], 2, stride=1)[:, 0]
     h = grid.spacing
     rising = mixed / (2 * h[0] * h[1])

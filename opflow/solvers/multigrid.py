@@ -50,7 +50,9 @@ class CycleCoefficients(Protocol):
     smoother: str
     sweeps: int
 
-    def __call__(self, upper: Sequence[Tensor], rest: Tensor, factors: tuple[int, ...], level: int) -> LevelCoefficients:
+    def __call__(
+        self, upper: Sequence[Tensor], rest: Tensor, factors: tuple[int, ...], level: int
+    ) -> LevelCoefficients:
         """From the coupling to the next point per axis and what the rows sum to, each (batch or 1, *shape)."""
         ...
 
@@ -122,7 +124,9 @@ class Multigrid:
         if sweeps < 1 or coarsest < 1:
             raise ValueError(f"sweeps is {sweeps} and coarsest {coarsest}; both must be positive whole numbers.")
         if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype is {dtype}; choose torch.float32 or torch.float64, or None to let the contrast decide.")
+            raise ValueError(
+                f"dtype is {dtype}; choose torch.float32 or torch.float64, or None to let the contrast decide."
+            )
         self.cycle, self.coefficients, self.coarsening = cycle, coefficients, coarsening
         self.smoother = smoother if coefficients is None else coefficients.smoother
         self.sweeps = sweeps if coefficients is None else coefficients.sweeps
@@ -143,7 +147,9 @@ class Multigrid:
         diagonal = A.diagonal()
         size = diagonal.detach().flatten(1).amax(1)
         if not bool((diagonal >= 0).all() & size.isfinite().all()):
-            raise ValueError("the operator has NaN, infinity or a negative number on its diagonal; check the face weights.")
+            raise ValueError(
+                "the operator has NaN, infinity or a negative number on its diagonal; check the face weights."
+            )
         self._ready, self._work = A, self._precision(A)
         # In units of the largest diagonal, so that no level leaves the dtype of the cycle.
         self._unit = torch.where(size > 0, torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent), 1.0)
@@ -228,9 +234,7 @@ def _scaled_inverse(stencil: Stencil) -> Tensor:
     """The pseudo-inverse (batch or 1, n, n), taken of the matrix scaled to a unit diagonal so that its rank shows at any contrast."""
     n, like = math.prod(stencil.shape), stencil.diagonal
     columns = torch.eye(n, dtype=like.dtype, device=like.device).view(n, *stencil.shape)
-    matrix = torch.stack(
-        [Reference().apply(stencil.one(i), columns).flatten(1) for i in range(like.shape[0])]
-    )
+    matrix = torch.stack([Reference().apply(stencil.one(i), columns).flatten(1) for i in range(like.shape[0])])
     diagonal = like.flatten(1)
     root = torch.where(diagonal > 0, diagonal.clamp(min=torch.finfo(like.dtype).tiny).rsqrt(), 0.0)
     scaled = root[:, :, None] * matrix * root[:, None, :]
