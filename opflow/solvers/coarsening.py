@@ -116,30 +116,24 @@ class Couplings:
         wall = tuple((one + 0.5) / 2 if factor > 1 else one for one, factor in zip(self.wall, factors, strict=True))
         return Couplings(tuple(upper), tuple(held), reaction, corners, mask, self.periodic, wall)  # type: ignore[arg-type]
 
-    def across(self, factors: tuple[int, ...], diagonal: Tensor) -> tuple[Tensor, ...]:
-        """Per axis the coupling of each point across the nearest block face over its diagonal, (batch or 1, *shape); 0 on axes that stay."""
-        inverse = torch.where(diagonal > 0, 1 / torch.where(diagonal > 0, diagonal, 1.0), 0.0)
+    def across(self, factors: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Per axis the coupling of each point across the nearest block face, (batch or 1, *shape); 0 on axes that stay."""
         found = []
         for d, w in enumerate(self.upper):
             axis, n = d + 1, self.shape[d]
             if factors[d] == 1:
-                found.append(torch.zeros_like(diagonal))
+                found.append(torch.zeros_like(w))
                 continue
             odd = (torch.arange(n, device=w.device) % 2 == 1).view([-1 if a == axis else 1 for a in range(w.ndim)])
             coupling = torch.where(odd, w, w.roll(1, axis))
             if n % 2 and self.periodic[d]:  # the first point of an odd ring has no partner of its own
-                coupling = torch.cat(
-                    [torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis
-                )
-            found.append(coupling * inverse)
+                coupling = torch.cat([torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis)
+            found.append(coupling)
         return tuple(found)
 
     def scaled(self, faces: tuple[Tensor, ...], rest: Tensor) -> Couplings:
-        """Each coupling times the mean of the factors at its two points, what a row sums to times `rest`."""
-        upper = tuple(
-            w * torch.sqrt(factor * factor.roll(-1, d + 1))
-            for d, (w, factor) in enumerate(zip(self.upper, faces, strict=True))
-        )
+        """Each coupling to the next point times `faces`, what a row sums to times `rest`."""
+        upper = tuple(w * factor for w, factor in zip(self.upper, faces, strict=True))
         held = tuple(None if hold is None else hold * rest for hold in self.held)
         reaction = None if self.reaction is None else self.reaction * rest
         return replace(self, upper=upper, held=held, reaction=reaction)

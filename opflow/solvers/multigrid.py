@@ -28,13 +28,14 @@ SINGLE_PRECISION_CONTRAST = 100.0
 
 @dataclass(frozen=True)
 class LevelCoefficients:
-    """What a network emits for one level; every number is a factor on the classical one.
+    """What a network emits for one level. Whatever the numbers, a V-cycle is symmetric, and positive definite within these bounds.
 
     Attributes:
-        relaxation: one a (half) sweep before the coarse correction, (batch or 1, *shape), on 1 / D; the sweeps after it mirror them.
-        across: one an axis, (batch or 1, *shape), on the coupling across the nearest block face over D, which is the weight of the
-            neighbour block in the interpolation; 0 is piecewise constant.
-        coarse_faces: one an axis, (batch or 1, *coarse), positive, on the couplings of the next level.
+        relaxation: one a (half) sweep before the coarse correction, (batch or 1, *shape), on 1 / D, between 0 and 2 ("jacobi": and 1);
+            the sweeps after it mirror them. Levels without two colours, where "red-black" is asked for, keep the classical one.
+        across: one an axis, (batch or 1, *shape): the weight of the neighbour block across the nearest block face in the
+            interpolation; the own block has 1 minus their sum. 0 is piecewise constant.
+        coarse_faces: one an axis, (batch or 1, *coarse), positive, on the coupling of each block to the next one.
         coarse_rest: (batch or 1, *coarse), positive, on what the rows of the next level sum to.
     """
 
@@ -50,10 +51,8 @@ class CycleCoefficients(Protocol):
     smoother: str
     sweeps: int
 
-    def __call__(
-        self, upper: Sequence[Tensor], rest: Tensor, factors: tuple[int, ...], level: int
-    ) -> LevelCoefficients:
-        """From the coupling to the next point per axis and what the rows sum to, each (batch or 1, *shape)."""
+    def __call__(self, parts: Couplings, factors: tuple[int, ...], level: int) -> LevelCoefficients:
+        """From the couplings of a level, the block sizes an axis and the number of the level, 0 the finest."""
         ...
 
 
@@ -137,12 +136,16 @@ class Multigrid:
         """Build the grids for a FaceStencil.
 
         Raises:
-            TypeError: A is no FaceStencil. ValueError: it holds NaN or infinity, or a negative diagonal.
+            TypeError: A is no FaceStencil. ValueError: it holds NaN or infinity, or a negative diagonal; or corners, and the cycle is learned.
         """
         if not isinstance(A, FaceStencil):
             raise TypeError(
                 f"Multigrid needs the grid and the face weights of a FaceStencil, but A is a {type(A).__name__}; use FaceStencil.from_coefficient, "
                 "FaceStencil.from_sparse for a matrix of five or seven points, or AlgebraicMultigrid for any other."
+            )
+        if self.coefficients is not None and A.corners is not None:
+            raise ValueError(
+                "A couples points across corners, and a learned cycle reads couplings of nearest neighbours only; leave coefficients out."
             )
         diagonal = A.diagonal()
         size = diagonal.detach().flatten(1).amax(1)
@@ -216,15 +219,15 @@ class Multigrid:
             before = tuple(Relaxation(weight, colour, exact) for colour in colours)
             way = transfer(factors, parts.mask)
         else:
-            learned = self.coefficients(parts.upper, parts.rest(), factors, len(self.levels))
-            damping = 1.0 if colours[0] is not None or self.smoother == "jacobi" else DAMPING
+            learned = self.coefficients(parts, factors, len(self.levels))
+            relaxation: Sequence[Tensor | float] = learned.relaxation
+            if len(relaxation) != len(colours):  # a level without two colours
+                relaxation = (DAMPING,) * self.sweeps
             before = tuple(
-                Relaxation((damping * omega * inverse).to(self._work).contiguous(), colour)
-                for omega, colour in zip(learned.relaxation, colours, strict=False)
+                Relaxation((omega * inverse).to(self._work).contiguous(), colour)
+                for omega, colour in zip(relaxation, colours, strict=True)
             )
-            touching = parts.across(factors, diagonal)
-            across = tuple((theta * b).to(self._work) for theta, b in zip(learned.across, touching, strict=True))
-            way = transfer(factors, parts.mask, across)
+            way = transfer(factors, parts.mask, tuple(b.to(self._work) for b in learned.across))
             coarse = coarse.scaled(learned.coarse_faces, learned.coarse_rest)
         self.levels.append(Level(stencil.to(self._work), before, before[::-1], way))
         return coarse
