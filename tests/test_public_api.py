@@ -23,7 +23,7 @@ SURFACE = {
     "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
-        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Schroedinger",
+        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "Schroedinger",
     ],
     "opflow.pde": [
         "AutogradDerivatives", "CosineField", "GridDerivatives", "IntegrationFailed", "PeriodicField", "SpectralStepper",
@@ -33,7 +33,7 @@ SURFACE = {
     "opflow.solvers": ["AlgebraicMultigrid", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid", "Reason", "Solution", "SolverError", "implicit_solve"],
     "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
     "opflow.training": ["evaluate", "fit", "load_checkpoint", "save_checkpoint"],
-    "opflow.interop": ["Predictor", "as_linear_operator", "as_preconditioner", "from_neuraloperator"],
+    "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip
 
 MODULES = ["opflow", *(module.name for module in pkgutil.walk_packages(opflow.__path__, "opflow."))]

@@ -1,34 +1,37 @@
-"""opflow's operators and preconditioners as SciPy `LinearOperator`s."""
+"""opflow's operators, preconditioners and network directions as SciPy `LinearOperator`s."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from opflow.solvers.linear_operator import LinearOperator, as_operator
+from opflow.interop.host_operation import HostOperation
 from opflow.typing import Preconditioner
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg
 
 
-def as_linear_operator(A: Any) -> scipy.sparse.linalg.LinearOperator:
-    """A for `scipy.sparse.linalg`: acts on flat float64 or float32 vectors of ``prod(A.shape)`` entries.
+def as_linear_operator(operation: Any, A: Any = None) -> scipy.sparse.linalg.LinearOperator:
+    """A for `scipy.sparse.linalg`, or with two arguments what maps residuals to directions, as ``M=`` of a flexible method.
+
+    Acts on vectors (n,) and on (n, k), in the dtype of A; n is ``prod(A.shape)``, and for a FaceStencil with a mask or
+    `free_dofs` the number of unknowns inside the domain.
 
     Args:
-        A: a LinearOperator of one matrix (batch 1), a SciPy sparse matrix or a dense square tensor.
+        operation: a LinearOperator of one matrix (batch 1), a SciPy sparse matrix or a dense square tensor. With `A` given: a
+            preconditioner, or a callable from a residual of unit norm to a direction, set up on A. It need not be linear, so it
+            is for flexible methods such as `scipy.sparse.linalg.gcrotmk`; for `cg` there is `as_preconditioner`, which checks.
+            Directions that are not finite are replaced by the residual.
+        A: the operator that a preconditioner or direction is for.
 
+    >>> import torch
     >>> from opflow.solvers import FaceStencil
     >>> as_linear_operator(FaceStencil([torch.ones(1, 4).double()])) @ np.ones(3)
     array([1., 0., 1.])
     """
-    operator = as_operator(A)
-    _check_single(operator)
-    return _wrapped(operator.apply, operator)
+    return _wrapped(HostOperation.of_operator(operation) if A is None else HostOperation.of_inverse(operation, A))
 
 
 def as_preconditioner(M: Preconditioner, A: Any) -> scipy.sparse.linalg.LinearOperator:
@@ -36,39 +39,29 @@ def as_preconditioner(M: Preconditioner, A: Any) -> scipy.sparse.linalg.LinearOp
 
     Raises:
         ValueError: M is not linear and symmetric; plain conjugate gradients would lose their theory in silence. Use
-            `as_linear_operator`-like wrapping with a flexible method such as `gcrotmk` for those.
+            `as_linear_operator(M, A)` with a flexible method such as `gcrotmk` for those.
     """
-    if not (M.linear and M.symmetric):
+    linear, symmetric = (getattr(M, flag, None) for flag in ("linear", "symmetric"))
+    if not (linear and symmetric):
         raise ValueError(
-            f"{type(M).__name__} declares linear={M.linear}, symmetric={M.symmetric}, but scipy.sparse.linalg.cg needs both; use a "
-            "flexible method such as scipy.sparse.linalg.gcrotmk for it."
+            f"{type(M).__name__} declares linear={linear}, symmetric={symmetric}, but scipy.sparse.linalg.cg needs both; use "
+            "as_linear_operator(M, A) with a flexible method such as scipy.sparse.linalg.gcrotmk for it."
         )
-    operator = as_operator(A)
-    _check_single(operator)
-    return _wrapped(M.setup(operator).apply, operator)
+    return _wrapped(HostOperation.of_inverse(M, A))
 
 
-def _check_single(operator: LinearOperator) -> None:
-    if operator.batch != 1:
-        raise ValueError(
-            f"A holds a batch of {operator.batch} operators, but SciPy solves with one; build it from one coefficient."
-        )
-
-
-def _wrapped(apply: Callable[[Tensor], Tensor], operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
+def _wrapped(operation: HostOperation) -> scipy.sparse.linalg.LinearOperator:
     import scipy.sparse.linalg
 
-    n = int(np.prod(operator.shape))
+    def matmat(V: np.ndarray) -> np.ndarray:
+        """(n, k) -> (n, k), all columns at once"""
+        if np.iscomplexobj(V):
+            return matmat(V.real) + 1j * matmat(V.imag)
+        return operation(V.T).T
 
     def matvec(v: np.ndarray) -> np.ndarray:
-        if np.iscomplexobj(v):
-            return matvec(v.real) + 1j * matvec(v.imag)
-        # A copy: the host's vector may be read-only, and the result must not be the same memory.
-        field = torch.from_numpy(np.array(v, dtype=dtype)).view(1, *operator.shape)
-        with torch.no_grad():
-            return apply(field.to(operator.device)).reshape(-1).cpu().numpy()
+        return matmat(v.reshape(-1, 1))[:, 0]
 
-    dtype = torch.empty(0, dtype=operator.dtype).numpy().dtype
-    return scipy.sparse.linalg.LinearOperator(
-        (n, n), matvec=matvec, rmatvec=matvec if operator.symmetric else None, dtype=dtype
-    )
+    n = operation.n
+    adjoint = {"rmatvec": matvec, "rmatmat": matmat} if operation.linear and operation.symmetric else {}
+    return scipy.sparse.linalg.LinearOperator((n, n), matvec=matvec, matmat=matmat, dtype=operation.dtype, **adjoint)

@@ -845,5 +845,5 @@ def test_the_bridge_takes_matrices_and_refuses_batches() -> None:
         np.testing.assert_allclose(as_linear_operator(A) @ np.ones(5), matrix @ np.ones(5), rtol=1e-14)
     assert as_linear_operator(matrix.astype(np.float32)).dtype == np.float32
     for wrap in (as_linear_operator, lambda A: as_preconditioner(FastPoisson(), A)):
-        with pytest.raises(ValueError, match="A holds a batch of 3 operators, but SciPy solves with one"):
+        with pytest.raises(ValueError, match="A holds a batch of 3 operators, but the host solves with one"):
             wrap(stencil(5, 6, batch=3))
