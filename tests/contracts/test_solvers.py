@@ -21,6 +21,7 @@ from opflow.solvers import (
     FaceStencil,
     FastPoisson,
     LinearOperator,
+    Multigrid,
     Reason,
     Solution,
     SolverError,
@@ -44,6 +45,12 @@ CASES = [
     Case(
         "ConjugateGradient+FastPoisson(scaled)",
         lambda **options: ConjugateGradient(FastPoisson(scaled=True), **options),
+        any_operator=False,
+    ),
+    Case("ConjugateGradient+Multigrid", lambda **options: ConjugateGradient(Multigrid(), **options), any_operator=False),
+    Case(
+        "ConjugateGradient+Multigrid(W, several grids)",
+        lambda **options: ConjugateGradient(Multigrid("W", coarsest=6), **options),
         any_operator=False,
     ),
     Case("ConjugateGradient+AlgebraicMultigrid", lambda **options: ConjugateGradient(AlgebraicMultigrid(), **options)),
