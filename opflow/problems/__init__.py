@@ -14,6 +14,7 @@ from opflow.problems.navier_stokes import NavierStokes
 from opflow.problems.nonlinear_ode import NonlinearODE
 from opflow.problems.pendulum import Pendulum
 from opflow.problems.pipe_flow import PipeFlow
+from opflow.problems.poisson import Poisson
 from opflow.problems.schroedinger import Schroedinger
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "NonlinearODE",
     "Pendulum",
     "PipeFlow",
+    "Poisson",
     "Schroedinger",
 ]
