@@ -150,7 +150,7 @@ class Poisson:
             )
         if not len(forcing):
             return {"pressure": forcing}
-        f = _without_sums(A, forcing * A.mask)
+        f = _without_sums(A, forcing * inputs["fluid"].to(forcing))
         solver = ConjugateGradient(Multigrid(), rtol=rtol, raise_on_failure=True)
         return {"pressure": solver.solve(A, f).x}
 
