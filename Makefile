@@ -10,7 +10,13 @@ export PYTHONUNBUFFERED := 1
 # The GPU machine brings its own Python with torch; nothing is installed there.
 GPU_PYTHON ?= python3
 
-.PHONY: help demo test test-slow test-gpu check format bench bench-gpu accuracy docs clean
+# petsc4py has no wheel: Debian's belongs to the system's Python. Where /usr/lib/petsc is not set, its real build is named.
+PETSC_PYTHON ?= /usr/bin/python3
+PETSC_VENV := .venv-petsc
+PETSC_DIR ?= $(lastword $(wildcard /usr/lib/petscdir/*/*-real /usr/lib/petsc))
+PETSC_ENV := PETSC_DIR=$(PETSC_DIR) OMP_NUM_THREADS=1
+
+.PHONY: help demo test test-slow test-gpu check format bench bench-gpu accuracy docs petsc clean
 
 help:
 	@echo "demo       install, generate, train, evaluate, draw, call the result from SciPy"
@@ -20,6 +26,7 @@ help:
 	@echo "bench      benchmarks, on a CPU  bench-gpu  benchmarks, on a CUDA device"
 	@echo "accuracy   what the accuracy table lacks: hours on a CPU, resumable"
 	@echo "docs       the documentation     format     format the code"
+	@echo "petsc      the PETSc example and tests, beside Debian's petsc4py and NumPy 1.26"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -76,5 +83,19 @@ bench-gpu:
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
 
+# Debian's petsc4py wants NumPy 1, so this is also the test that opflow runs on it.
+$(PETSC_VENV)/.installed: pyproject.toml constraints.txt
+	@$(PETSC_ENV) $(PETSC_PYTHON) -c 'from petsc4py import PETSc' 2>/dev/null || \
+		{ echo "$(PETSC_PYTHON) has no petsc4py; on Debian: apt install python3-petsc4py python3-venv, elsewhere: make petsc PETSC_PYTHON=..."; exit 1; }
+	$(PETSC_PYTHON) -m venv --system-site-packages $(PETSC_VENV)
+	grep -v '^numpy=' constraints.txt > $(PETSC_VENV)/constraints.txt
+	$(PETSC_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(PETSC_VENV)/constraints.txt \
+		-e '.[viz,cli,amg,fast]' 'numpy>=1.26,<2' pytest pytest-timeout
+	@touch $@
+
+petsc: $(PETSC_VENV)/.installed
+	$(PETSC_ENV) $(PETSC_VENV)/bin/python examples/petsc_shell.py --overwrite
+	$(PETSC_ENV) $(PETSC_VENV)/bin/python -m pytest tests/interop tests/solvers tests/contracts/test_solvers.py
+
 clean:
-	rm -rf $(VENV) docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PETSC_VENV) docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache

@@ -207,6 +207,36 @@ def plot_convergence(
     return figure
 
 
+def plot_bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "") -> Figure:
+    """Horizontal bars on a logarithmic axis, a group of them for each name: iterations or seconds of several methods.
+
+    Args:
+        groups: name -> {method: positive number}; a method that a group lacks leaves a gap in it.
+        xlabel, title: with units, where there are any.
+    """
+    methods = list(dict.fromkeys(method for group in groups.values() for method in group))
+    if not methods:
+        raise ValueError("there is nothing to draw; give at least one group with one number.")
+    figure, axes = _figure(1, width=6.4, height=1.2 + 0.22 * len(groups) * (len(methods) + 1) ** 0.7)
+    axis, width = axes[0][0], 0.8 / len(methods)
+    for j, method in enumerate(methods):
+        held = [(i, group[method]) for i, group in enumerate(groups.values()) if method in group]
+        places = [i + (j - (len(methods) - 1) / 2) * width for i, _ in held]
+        bars = axis.barh(places, [value for _, value in held], height=width, label=method)
+        axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+    axis.set_yticks(range(len(groups)), list(groups))
+    axis.invert_yaxis()  # the first group on top
+    axis.set_xscale("log")
+    axis.margins(x=0.15, y=0.02)
+    axis.set_xlabel(xlabel)
+    axis.grid(True, axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)  # never over a bar
+    if title:
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a picture; it reaches its name only whole."""
     path = Path(path)

@@ -236,7 +236,8 @@ def PETSc() -> Any:
 
 
 def ksp_for(PETSc: Any, matrix: Any, kind: str, context: Any) -> Any:
-    A = PETSc.Mat().createAIJ(matrix.shape, csr=(matrix.indptr, matrix.indices, matrix.data), comm=PETSc.COMM_SELF)
+    rows, columns = (part.astype(PETSc.IntType) for part in (matrix.indptr, matrix.indices))
+    A = PETSc.Mat().createAIJ(matrix.shape, csr=(rows, columns, matrix.data), comm=PETSc.COMM_SELF)
     ksp = PETSc.KSP().create(comm=PETSc.COMM_SELF)
     ksp.setOperators(A)
     ksp.setType(kind)
