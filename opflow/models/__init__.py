@@ -1,11 +1,24 @@
 """Operator models, each from parts or from `build`."""
 
 from opflow.models.deeponet import DeepONet
+from opflow.models.direction_network import DirectionNetwork
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
+from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
 from opflow.models.rollout import Rollout
 from opflow.models.unet import UNet
 
-__all__ = ["FNO", "DeepONet", "GalerkinTransformer", "LocalFNO", "MgNO", "Rollout", "UNet"]
+__all__ = [
+    "FNO",
+    "DeepONet",
+    "DirectionNetwork",
+    "GalerkinTransformer",
+    "LocalFNO",
+    "MgNO",
+    "MultigridNetwork",
+    "Rollout",
+    "TunedCycle",
+    "UNet",
+]

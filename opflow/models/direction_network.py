@@ -147,6 +147,12 @@ class DirectionCycle(nn.Module):
         self._known = None
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DirectionCycle:
+        """What is kept of the operator follows the parameters to another device or dtype."""
+        super()._apply(fn, recurse)
+        self._levels, self._known = [level.to(self.down.weight) for level in self._levels], None
+        return self
+
     def _gates(self) -> list[tuple[Tensor, Tensor]]:
         """Of both smoothers on every level; kept while neither the operator nor a parameter changes."""
         stamp = [(id(p), p._version) for p in self.parameters()]
@@ -216,7 +222,16 @@ class DirectionNetwork(nn.Module):
         self.recipe: dict[str, Any] | None = None
 
     def setup(self, A: Any) -> DirectionNetwork:
-        """Let the body read an operator, if it does so; return self."""
+        """Let the body read an operator, if it does so; return self.
+
+        Raises:
+            ValueError, TypeError: the operator has another number of axes, or nothing to read.
+        """
+        if len(A.shape) != self.dim:
+            raise ValueError(
+                f"A acts on unknowns of shape {tuple(A.shape)} but this network has {self.dim} axes. A matrix has no grid: build a FaceStencil "
+                "from it, by FaceStencil.from_sparse."
+            )
         if hasattr(self.body, "setup"):
             self.body.setup(A)
         return self
@@ -225,8 +240,7 @@ class DirectionNetwork(nn.Module):
         """Residuals of norm 1, (batch, *grid) or (batch, 1, *grid) -> the same shape and dtype; inside, the dtype of the parameters."""
         if r.ndim not in (self.dim + 1, self.dim + 2) or (r.ndim == self.dim + 2 and r.shape[1] != 1):
             raise ValueError(
-                f"r has shape {tuple(r.shape)} but this network has {self.dim} axes; give residuals (batch, *grid) or (batch, 1, *grid). "
-                "A matrix without a grid has none: build a FaceStencil from it."
+                f"r has shape {tuple(r.shape)} but this network has {self.dim} axes; give residuals (batch, *grid) or (batch, 1, *grid)."
             )
         like = next(self.parameters())
         if r.device != like.device or not r.is_floating_point():

@@ -9,19 +9,24 @@ from torch import nn
 
 from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
+from opflow.models.direction_network import DirectionNetwork
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
+from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
 from opflow.models.rollout import Rollout
 from opflow.models.unet import UNet
 
 MODELS: dict[str, Any] = {
     "DeepONet": DeepONet,
+    "DirectionNetwork": DirectionNetwork,
     "FNO": FNO,
     "GalerkinTransformer": GalerkinTransformer,
     "LocalFNO": LocalFNO,
     "MgNO": MgNO,
+    "MultigridNetwork": MultigridNetwork,
+    "TunedCycle": TunedCycle,
     "UNet": UNet,
 }
 

@@ -51,10 +51,10 @@ class StencilLevel:
         return StencilLevel(stencil, tuple(sinks), reaction, active, inverse, transfer if max(shape) > 1 else None)
 
     def coarser(self) -> StencilLevel:
-        """The next grid, of blocks of points: P^T A P with P piecewise constant, its couplings halved along coarsened axes.
+        """The next grid, of blocks of points: P^T A P with P piecewise constant, its couplings divided by the distance of the blocks' centres.
 
-        The half makes up for the constant P, whose jumps cost twice the energy of a straight line; the reaction needs none.
-        A block is in the domain if any of its points is.
+        That is 2 along coarsened axes, and makes up for the jumps of P, which cost twice the energy of a straight line; the reaction
+        adds up as it is. A block is in the domain if any of its points is.
         """
         assert self.transfer is not None
         factors, periodic = self.transfer.factors, self.stencil.periodic
@@ -65,13 +65,29 @@ class StencilLevel:
             if factor > 1:
                 crossing = torch.arange(n, device=w.device)[1::2]
                 last = crossing.new_tensor([n - 1] if n % 2 else [])
-                w, s = w.index_select(axis, torch.cat([crossing, last])) / 2, s / 2
+                size = torch.full((coarse[d],), 2.0, dtype=w.dtype, device=w.device)
+                size[-1] -= n % 2
+                along = [-1 if other == axis else 1 for other in range(w.ndim)]
+                w = w.index_select(axis, torch.cat([crossing, last])) / ((size + size.roll(-1)) / 2).view(along)
+                s = s / size.repeat_interleave(2)[:n].view(along)
             rest = tuple(1 if other == d else f for other, f in enumerate(factors))
             w = block_sum(w, rest)
             upper.append(torch.zeros_like(w) if coarse[d] == 1 else w)  # a ring of one point is its own neighbour
             sinks.append(block_sum(s, factors))
         active = (block_sum(self.active, factors) > 0).to(self.active.dtype)
         return StencilLevel.of(upper, sinks, block_sum(self.reaction, factors), active, periodic)
+
+    def to(self, like: Tensor) -> StencilLevel:
+        """The same level with the dtype and on the device of a tensor."""
+        stencil = self.stencil
+        return StencilLevel(
+            Stencil(tuple(w.to(like) for w in stencil.upper), stencil.diagonal.to(like), stencil.periodic),
+            tuple(sink.to(like) for sink in self.sinks),
+            self.reaction.to(like),
+            self.active.to(like),
+            self.inverse.to(like),
+            self.transfer,
+        )
 
     def features(self) -> Tensor:
         """What a point knows of A, (batch or 1, 2 dim + 2, *shape): its couplings and its sinks over the diagonal, and whether it is in the domain.
@@ -105,8 +121,6 @@ def stencil_levels(A: Any, dtype: torch.dtype) -> list[StencilLevel]:
         raise ValueError(
             "A couples points across corners, and this network reads couplings of nearest neighbours only; use Multigrid."
         )
-    if len(stencil.shape) not in (2, 3):
-        raise ValueError(f"A lives on a grid {stencil.shape}; the network reads operators of two or three axes.")
     unit = stencil.diagonal.flatten(1).amax(1)
     scale = torch.where(unit > 0, unit, 1.0).view(-1, *[1] * len(stencil.shape))
     zero = torch.zeros_like(stencil.diagonal)
