@@ -288,7 +288,7 @@ class FaceStencil(LinearOperator):
         if self.batch > 1:
             raise ValueError(f"A is a batch of {self.batch} operators, and a sparse matrix is one; take one of them.")
         n = int(np.prod(self.shape))
-        place = torch.arange(n).view(self.shape)
+        place = torch.arange(n, dtype=torch.int32 if n < 2**31 else torch.int64).view(self.shape)
         rows, columns, values = [place.flatten()], [place.flatten()], [self.stencil.diagonal[0].flatten()]
         pairs = [(w[0], place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)]
         if self.stencil.corners is not None:

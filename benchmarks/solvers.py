@@ -1,0 +1,223 @@
+"""Linear solvers side by side: iterations, setup and solve time, true residual and memory on the same systems in one process.
+
+Beside ours stand PyAMG's two hierarchies and IC(0) in SciPy's conjugate gradients. Every case and method is a line of the table
+with the median and the worst of its seeds. Times are ratios to ours on the same system, A B C A B C over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import side_by_side
+from benchmarks.side_by_side import rounded
+
+if TYPE_CHECKING:
+    from benchmarks.solver_methods import Method
+    from benchmarks.solver_tasks import Case, System
+
+RTOL = 1e-6
+SMOKE_LIMITS = {1e-4: 6, 1e-6: 8, 1e-10: 12}
+OURS = "multigrid V"
+PYAMG = ("Ruge-Stueben (PyAMG)", "smoothed aggregation (PyAMG)")
+# The names of cases are known before anything heavy is imported, so that --help answers at once.
+NAMES = (
+    "smoke-2d-128", "smoke-2d-256", "smoke-2d-512", "smoke-3d-32", "smoke-3d-64", "smoke-3d-128", "contrast-10-256",
+    "contrast-1e4-128", "contrast-1e4-256", "contrast-1e4-512", "contrast-1e4-3d-32", "contrast-1e4-3d-64",
+    "anisotropy-256", "rotated-256", "plates-192",
+)  # fmt: skip
+
+
+def measure(method: Method, system: System, seed: int) -> dict[str, Any]:
+    """One solve to `RTOL`, setup and solve timed apart; the residual is recomputed here, whatever the method says."""
+    import time
+
+    from benchmarks.solver_methods import bytes_held
+
+    start = time.perf_counter()
+    state = method.setup(system)
+    ready = time.perf_counter()
+    run = method.solve(state, system, RTOL)
+    end = time.perf_counter()
+    return {
+        "seed": seed,
+        "setup": rounded(ready - start),
+        "solve": rounded(end - ready),
+        "iterations": run.iterations,
+        "matvecs": run.matvecs,
+        "residual": rounded(system.true_residual(run.x)),
+        "bytes": rounded(bytes_held(method.name, state, system)),
+    }
+
+
+def measured(case: Case, seeds: int | None = None) -> dict[str, list[dict[str, Any]]]:
+    """{method: a record a seed}; the first seed is solved once before, unrecorded, so that kernels are compiled and caches filled."""
+    from benchmarks.solver_methods import methods
+
+    arms = [method for method in methods(case) if method.refusal(case) is None]
+    number = seeds or case.seeds
+    records: dict[str, list[dict[str, Any]]] = {method.name: [] for method in arms}
+    for seed in range(number):
+        system = case.make(seed)
+        _ = system.matrix, system.vector  # what PyAMG starts from is not timed
+        for method in arms:
+            few = method.slow or (method.hierarchy and case.few_hierarchies)
+            if few and seed >= case.few:
+                continue
+            if seed == 0 and not few:
+                measure(method, system, seed)
+            records[method.name].append(measure(method, system, seed))
+    return records
+
+
+def summary(records: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median and worst over the seeds, and the ratios to ours, seed by seed."""
+    own = {record["seed"]: record for record in ours}
+    totals, solves = [], []
+    for record in records:
+        mine = own[record["seed"]]
+        totals.append((record["setup"] + record["solve"]) / (mine["setup"] + mine["solve"]))
+        solves.append(record["solve"] / mine["solve"])
+    iterations = [record["iterations"] for record in records]
+    return {
+        "seeds": len(records),
+        "iterations": statistics.median(iterations),
+        "worst": max(iterations),
+        "matvecs": statistics.median(record["matvecs"] for record in records),
+        "setup": statistics.median(record["setup"] for record in records),
+        "solve": statistics.median(record["solve"] for record in records),
+        "total over ours": statistics.median(totals),
+        "solve over ours": statistics.median(solves),
+        "residual": max(record["residual"] for record in records),
+        "bytes": statistics.median(record["bytes"] for record in records),
+    }
+
+
+def smoke_iterations(case: Case, seeds: int) -> dict[float, int]:
+    """The most iterations of ours over the seeds, to each tolerance that something is required at."""
+    from opflow.solvers import ConjugateGradient, Multigrid
+
+    most = dict.fromkeys(SMOKE_LIMITS, 0)
+    for seed in range(seeds):
+        system = case.make(seed)
+        for rtol in most:
+            solution = ConjugateGradient(Multigrid(), rtol=rtol).solve(system.A, system.b)
+            if not solution.all_converged:
+                raise RuntimeError(f"{case.title}, seed {seed}, rtol {rtol:g}: {solution.message}")
+            most[rtol] = max(most[rtol], int(solution.iterations[0]))
+    return most
+
+
+def adjoint_over_forward(case: Case, rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of a forward solve, and of the backward pass of `implicit_solve` on it, with a gradient as hard as the right-hand side."""
+    import time
+
+    from opflow.solvers import ConjugateGradient, Multigrid, implicit_solve
+
+    system = case.make(0)
+    A = system.A.with_tensors([t.requires_grad_() for t in system.A.tensors()])
+    times: dict[str, list[float]] = {"forward": [], "adjoint": []}
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        x = implicit_solve(A, system.b.requires_grad_(), ConjugateGradient(Multigrid(), rtol=RTOL))
+        middle = time.perf_counter()
+        x.backward(system.b.detach())
+        times["forward"].append(middle - start)
+        times["adjoint"].append(time.perf_counter() - middle)
+    return {name: values[1:] for name, values in times.items()}  # the first round compiles
+
+
+def rows(case: Case, records: dict[str, list[dict[str, Any]]], table: side_by_side.Table) -> dict[str, Any]:
+    """The lines of a case; returns the summaries."""
+    found = {name: summary(values, records[OURS]) for name, values in records.items()}
+    for name, line in found.items():
+        what = f"{case.title}: {name}"
+        limit = 12 if case.family == "anisotropy" and name == OURS else None
+        table.number(what, "iterations, median", line["iterations"])
+        table.number(what, "worst", line["worst"], required=limit)
+        if name != OURS:
+            table.number(what, "setup + solve / multigrid V", line["total over ours"], "x")
+            table.number(what, "solve / multigrid V", line["solve over ours"], "x")
+        table.number(what, "bytes an unknown", line["bytes"])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=NAMES, default=list(NAMES), metavar="CASE", help=", ".join(NAMES))
+    parser.add_argument(
+        "--seeds", type=int, default=None, help="fewer seeds than the cases ask for: does everything work?"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="folder; a part of the cases goes to runs/benchmarks")
+    options = parser.parse_args(arguments)
+    whole = options.seeds is None and set(options.cases) == set(NAMES)
+    options.out = options.out or (side_by_side.ROOT / "benchmarks" / "results" if whole else side_by_side.SCRATCH)
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    from tqdm import tqdm
+
+    from benchmarks.report import write_report
+    from benchmarks.solver_tasks import CASES
+
+    if set(CASES) != set(NAMES):
+        raise RuntimeError(
+            "benchmarks.solvers.NAMES and benchmarks.solver_tasks.CASES differ; name the same cases in both."
+        )
+    side_by_side.pin(1)
+    table, lines, everything = side_by_side.Table(), {}, {}
+    for name in tqdm(options.cases, desc="cases"):
+        case = CASES[name]
+        everything[name] = measured(case, options.seeds)
+        lines[name] = {"title": case.title, "family": case.family, "shape": list(case.shape)} | {
+            "methods": rows(case, everything[name], table)
+        }
+        if case.family == "smoke in 3D":
+            number = min(5, options.seeds or 5)
+            for rtol, found in smoke_iterations(case, number).items():
+                table.number(
+                    f"{case.title}: multigrid V, most iterations of {number} seeds to {rtol:g}", "", found, required=SMOKE_LIMITS[rtol]
+                )  # fmt: skip
+        if name == "smoke-3d-128":
+            for key, limit, what in (("total over ours", 8, "with setup"), ("solve over ours", 4, "without setup")):
+                better = min(lines[name]["methods"][one][key] for one in PYAMG)
+                table.number(
+                    f"{case.title}: the better of PyAMG's two / multigrid V, {what}",
+                    "",
+                    better,
+                    "x",
+                    required=limit,
+                    sign=">=",
+                )
+        if name == "smoke-3d-64":
+            seconds = adjoint_over_forward(case)
+            table.ratio(
+                f"{case.title}: adjoint solve / forward solve, multigrid V",
+                "",
+                seconds,
+                over="adjoint",
+                under="forward",
+            )
+            table.rows[-1].required, table.rows[-1].reached = "<= 1.2x", table.rows[-1].measured <= 1.2
+    write_report(
+        "solvers",
+        table.rows,
+        device="cpu",
+        conditions={"threads": "1, pinned to one core"},
+        notes={
+            "rtol": RTOL,
+            "protocol": "every method solves a seed's system in turn, then the next seed's; a ratio is the median over the seeds of the "
+            "ratio on one system; each method first solves one system unrecorded (not the slow ones)",
+            "iterations": "to |b - A x| <= 1e-6 |b| as the method sees it; the true residual is recomputed in double precision",
+            "cases": lines,
+            "records": everything,
+            "details": table.details,
+        },
+        folder=options.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
