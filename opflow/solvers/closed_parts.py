@@ -38,17 +38,17 @@ def closed_parts(stencil: Stencil, mask: Tensor | None, anchored: Tensor) -> Ten
     return labels.to(stencil.diagonal.device) if bool(labels.any()) else None
 
 
-def part_means(x: Tensor, labels: Tensor) -> Tensor:
-    """On every closed part the mean of x (batch, *shape), on the outside x itself, 0 elsewhere."""
-    flat = x.flatten(1)
-    label = labels.expand(x.shape[0], *labels.shape[1:]).flatten(1)
-    number = int(labels.max()) + 1 if labels.numel() else 1
+def part_means(x: Tensor, labels: Tensor, number: int) -> Tensor:
+    """On every one of `number` closed parts the mean of x (batch, *shape), on the outside x itself, 0 elsewhere."""
+    outside = labels == OUTSIDE
+    if number == 0:
+        return torch.where(outside, x, 0.0)
+    flat, label = x.flatten(1), labels.expand(x.shape[0], *labels.shape[1:]).flatten(1)
     index = label.clamp(min=0)
-    inside = torch.where(label > 0, flat, 0.0)
-    sums = flat.new_zeros(flat.shape[0], max(number, 1)).scatter_add_(1, index, inside)
-    counts = flat.new_zeros(flat.shape[0], max(number, 1)).scatter_add_(1, index, (label > 0).to(flat.dtype))
-    means = (sums / counts.clamp(min=1)).gather(1, index)
-    return torch.where(label == OUTSIDE, flat, torch.where(label > 0, means, 0.0)).view_as(x)
+    sums = flat.new_zeros(flat.shape[0], number + 1).scatter_add_(1, index, torch.where(label > 0, flat, 0.0))
+    counts = flat.new_zeros(flat.shape[0], number + 1).scatter_add_(1, index, (label > 0).to(flat.dtype))
+    means = (sums / counts.clamp(min=1)).gather(1, index).view_as(x)
+    return torch.where(outside, x, torch.where(labels > 0, means, 0.0))
 
 
 def _all_coupled(stencil: Stencil) -> bool:

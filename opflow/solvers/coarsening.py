@@ -45,6 +45,16 @@ class Couplings:
         wall = tuple(1.0 if kind == "nodes" else 0.5 for kind in A.layout)
         return Couplings(tuple(scaled[:dim]), tuple(scaled[dim:-1]), scaled[-1], corners, A.mask, A.periodic, wall)  # type: ignore[arg-type]
 
+    def to(self, dtype: torch.dtype) -> Couplings:
+        """The same parts in another precision."""
+        return replace(
+            self,
+            upper=tuple(w.to(dtype) for w in self.upper),
+            held=tuple(None if hold is None else hold.to(dtype) for hold in self.held),
+            reaction=None if self.reaction is None else self.reaction.to(dtype),
+            corners=None if self.corners is None else (self.corners[0].to(dtype), self.corners[1].to(dtype)),
+        )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the grid."""
@@ -127,7 +137,9 @@ class Couplings:
             odd = (torch.arange(n, device=w.device) % 2 == 1).view([-1 if a == axis else 1 for a in range(w.ndim)])
             coupling = torch.where(odd, w, w.roll(1, axis))
             if n % 2 and self.periodic[d]:  # the first point of an odd ring has no partner of its own
-                coupling = torch.cat([torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis)
+                coupling = torch.cat(
+                    [torch.zeros_like(coupling.narrow(axis, 0, 1)), coupling.narrow(axis, 1, n - 1)], axis
+                )
             found.append(coupling)
         return tuple(found)
 

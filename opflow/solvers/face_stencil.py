@@ -183,7 +183,9 @@ class FaceStencil(LinearOperator):
             return self._assemble()
 
     def _assemble(self) -> Stencil:
-        upper = [w * inside for w, (inside, _) in zip(self._upper_faces, self._inside_pairs, strict=True)]
+        upper = [
+            torch.where(inside, w, 0.0) for w, (inside, _) in zip(self._upper_faces, self._inside_pairs, strict=True)
+        ]
         faces = [lower + up for lower, up in zip(self._lower_faces, self._upper_faces, strict=True)]
         diagonal = sum(faces[1:], start=faces[0])
         if self.reaction is not None:
@@ -209,7 +211,7 @@ class FaceStencil(LinearOperator):
         """Per axis the sum of the weights of a point's faces that lead outside, (batch or 1, *shape); None where all are zero."""
         found: list[Tensor | None] = []
         for lower, up, (above, below) in zip(self._lower_faces, self._upper_faces, self._inside_pairs, strict=True):
-            anchor = up * ~above + lower * ~below
+            anchor = torch.where(above, 0.0, up) + torch.where(below, 0.0, lower)
             if self.mask is not None:
                 anchor = torch.where(self.mask, anchor, 0.0)
             found.append(anchor if bool(anchor.any()) else None)
@@ -217,7 +219,7 @@ class FaceStencil(LinearOperator):
 
     def null_part(self, x: Tensor) -> Tensor | None:
         """The projection of x on the null space: x outside the domain, its mean on every closed part of it; None where A is regular."""
-        return None if self._closed_parts is None else part_means(x, self._closed_parts)
+        return None if self._closed_parts is None else part_means(x, self._closed_parts, self._closed_number)
 
     def null_space(self) -> Tensor | None:
         """The unit constant where the whole domain is one closed part; see `null_part` for several."""
@@ -340,6 +342,10 @@ class FaceStencil(LinearOperator):
             if extra is not None:
                 anchored = anchored | (extra != 0)
         return closed_parts(self.stencil, self.mask, anchored)
+
+    @cached_property
+    def _closed_number(self) -> int:
+        return 0 if self._closed_parts is None else max(0, int(self._closed_parts.max()))
 
     def _outer_corners(self) -> tuple[Tensor, ...]:
         """Where corner weights lead outside they hold the point as a Dirichlet face does."""

@@ -157,12 +157,13 @@ class Multigrid:
         # In units of the largest diagonal, so that no level leaves the dtype of the cycle.
         self._unit = torch.where(size > 0, torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent), 1.0)
         scale = (1 / self._unit).view(-1, *[1] * len(A.shape))
-        parts = Couplings.of(A, scale)
+        # A learned cycle reads the couplings at their full contrast; the classical one halves them in its own precision.
+        parts = Couplings.of(A, scale) if self.coefficients else Couplings.of(A, scale).to(self._work)
         self.levels: list[Level] = []
         while math.prod(parts.shape) > self.coarsest:
             parts = self._add_level(parts)
         self._coarsest_stencil = parts.stencil()
-        self._inverse = _scaled_inverse(self._coarsest_stencil).to(self._work)
+        self._inverse = _scaled_inverse(self._coarsest_stencil.to(A.dtype)).to(self._work)
         return self
 
     def apply(self, r: Tensor) -> Tensor:
@@ -197,10 +198,8 @@ class Multigrid:
     def _precision(self, A: FaceStencil) -> torch.dtype:
         if self.dtype is not None or A.dtype != torch.float64:
             return self.dtype or A.dtype
-        bounds = [(w[w > 0].min(), w.max()) for w in A.stencil.upper if bool((w > 0).any())]
-        if not bounds:
-            return A.dtype
-        smallest, top = min(float(low) for low, _ in bounds), max(float(high) for _, high in bounds)
+        smallest = min(float(torch.where(w > 0, w, torch.inf).amin()) for w in A.stencil.upper)
+        top = max(float(w.amax()) for w in A.stencil.upper)
         return torch.float32 if top <= SINGLE_PRECISION_CONTRAST * smallest else torch.float64
 
     def _add_level(self, parts: Couplings) -> Couplings:
