@@ -125,6 +125,39 @@ def plot_frames(
     return figure
 
 
+def plot_images(
+    rows: Mapping[str, Mapping[str, ArrayLike]], grid: Grid, *, signed: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """Fields of two axes as rows of images, each row on one colour scale.
+
+    Args:
+        rows: name of the row -> title of the image -> (nx, ny); NaN, in solids, is grey.
+        grid: extent and axis names.
+        signed: names of the rows whose colours are symmetric about zero.
+    """
+    if grid.dim != 2 or not rows or len({len(images) for images in rows.values()}) != 1:
+        raise ValueError(
+            f"the rows have {[len(images) for images in rows.values()]} images and the grid {grid.dim} axes; give rows of equally many images of two axes."
+        )
+    columns, aspect = len(next(iter(rows.values()))), grid.lengths[1] / grid.lengths[0]
+    figure, axes = _figure(columns, len(rows), width=1.9, height=1.9 * aspect + 0.3)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        fields = [np.asarray(field) for field in images.values()]
+        finite = np.concatenate([field[np.isfinite(field)] for field in fields])
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        style = _signed(finite) if name in signed else {"cmap": "magma", "vmin": low, "vmax": high}
+        for axis, said, field in zip(line, images, fields, strict=True):
+            image = _image(axis, field, grid, style)
+            axis.set_facecolor("0.6")
+            axis.set_title(said, fontsize=9)
+            axis.set(xlabel="", ylabel="", xticks=[], yticks=[])
+        line[0].set_ylabel(name, fontsize=9)
+        figure.colorbar(image, ax=line, shrink=0.8, format=_tick_format(image))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
 def _lines(axes: Any, grid: Grid, fields: Mapping[str, Any], error: Any, names: tuple[str, str, str, str]) -> None:
     """One row of functions of one axis."""
     input, reference, prediction, said = names

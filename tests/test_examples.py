@@ -120,6 +120,44 @@ def test_spectral_backends_agree_with_the_reference(tmp_path: Path) -> None:
     assert is_drawn(tmp_path / "backends.png")
 
 
+def test_pyamg_gallery_solves_what_is_positive_definite_and_refuses_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyamg")
+    main = example("pyamg_gallery").main
+    assert 0 < main(size=40, out=tmp_path) <= 1e-8 * (1 + 1e-6)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert is_drawn(tmp_path / "iterations.png") and results["recirc_flow"] == "NONSYMMETRIC"
+    assert len(results["iterations"]) == 11
+    for name, found in results["iterations"].items():
+        plain, others = found.pop("none"), found.values()
+        assert min(others) * 3 < plain and max(others) <= 60, name
+    stencils = [name for name, found in results["iterations"].items() if "geometric multigrid" in found]
+    assert stencils == ["Poisson, five points", "Poisson, seven points", "anisotropy 0.01, aligned"]
+    printed = capsys.readouterr().out
+    assert "no stencil: " in printed and "helmholtz_2D: A is complex128" in printed
+    with pytest.raises(FileExistsError, match="overwrite"):
+        main(size=40, out=tmp_path)
+
+
+def test_petsc_shell_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "petsc4py", None)
+    with pytest.raises(SystemExit, match=r"apt install python3-petsc4py.*make petsc"):
+        example("petsc_shell").main(out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_petsc_shell_takes_the_same_iterations_in_petsc_and_torch(tmp_path: Path) -> None:
+    pytest.importorskip("petsc4py", reason="petsc4py is not installed; `make petsc` runs this test")
+    iterations = example("petsc_shell").main(size=65, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in ("FastPoisson", "Multigrid"):
+        assert results[f"opflow {name}"]["iterations"] == results[f"torch {name}"]["iterations"]
+    assert iterations == results["opflow Multigrid, second medium"]["iterations"] <= 12
+    assert all(result["true_residual"] <= 1.01e-8 for result in results.values())
+    assert is_drawn(tmp_path / "residuals.png")
+
+
 OPERATORS = [  # example, tiny arguments, what its default run promises, its pictures
     (
         "burgers_galerkin",
@@ -196,3 +234,35 @@ def test_operator_examples_keep_their_promise(
     name: str, tiny: dict, promised: float, pictures: tuple, tmp_path: Path
 ) -> None:
     assert example(name).main(data_folder=tmp_path / "data", out=tmp_path / "run") < promised
+
+
+@pytest.mark.parametrize("options", [{}, {"dim": 3, "variant": "64"}], ids=["multilevel", "published"])
+def test_conjugate_directions_end_to_end(options: dict, tmp_path: Path) -> None:
+    main, out = example("poisson_conjugate_direction").main, tmp_path / "run"
+    tiny = {
+        "size": 8,
+        "doublings": 1,
+        "geometries": 8,
+        "residuals": 4,
+        "lanczos": 20,
+        "test_samples": 1,
+        "epochs": 1,
+        "batch_size": 8,
+    }
+    ratio = main(**tiny, **options, out=out)
+    results = json.loads((out / "results.json").read_text())
+    assert results["ratio"] == ratio > 0
+    for method in ("conjugate gradients", "multigrid", "untrained", "network"):
+        row = results[f"{method}, 16 cells, 1e-06"]
+        assert row["said"] == "all converged" and row["seconds"] > 0 and len(row["steps"]) == 1
+    assert all(is_drawn(out / picture) for picture in ("fields.png", "convergence.png", "sizes.png"))
+    with pytest.raises(FileExistsError, match="--resume"):
+        main(**tiny, **options, out=out)
+    assert main(**tiny, **options, out=out, resume=True) == ratio  # trained already, solved again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "geometries"), [(2, 128), (3, 64)])
+def test_steps_of_conjugate_directions_hardly_grow_with_the_size(dim: int, geometries: int, tmp_path: Path) -> None:
+    main = example("poisson_conjugate_direction").main
+    assert main(dim=dim, geometries=geometries, out=tmp_path / "run") <= 1.3

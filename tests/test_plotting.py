@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from opflow import Grid
-from opflow.plotting import plot_convergence, plot_fields, plot_frames, save_figure
+from opflow.plotting import plot_bars, plot_convergence, plot_fields, plot_frames, save_figure
 
 GRID = Grid((5, 7), extent=((0.0, 1.0), (2.0, 5.0)), axes=("r", "z"))
 
@@ -187,3 +187,16 @@ def test_ticks_of_values_around_a_large_one_are_told_apart() -> None:
     assert [_tick_format(Image(*limits)) for limits in ((-0.2, 0.2), (3, 12), (0, 0), (19.8, 20.2), (1000, 1001))] == [
         "%.2g", "%.3g", "%.2g", "%.4g", "%.6g",
     ]  # fmt: skip
+
+
+def test_bars_stand_in_groups_with_a_gap_where_a_method_is_missing() -> None:
+    groups = {"airfoil": {"none": 50.0, "multigrid": 6.0}, "bar": {"none": 170.0}}
+    (axis,) = plot_bars(groups, xlabel="iterations", title="gallery").axes
+    assert axis.get_xscale() == "log" and axis.get_xlabel() == "iterations"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["airfoil", "bar"]
+    widths = [[round(bar.get_width(), 6) for bar in bars] for bars in axis.containers]
+    assert widths == [[50.0, 170.0], [6.0]]
+    centres = [[bar.get_y() + bar.get_height() / 2 for bar in bars] for bars in axis.containers]
+    assert centres[0] == pytest.approx([-0.2, 0.8]) and centres[1] == pytest.approx([0.2])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_bars({"airfoil": {}}, xlabel="iterations")

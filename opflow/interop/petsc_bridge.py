@@ -52,6 +52,9 @@ def as_petsc_pc(M: Any, A: Any = None, *, grid: Grid | None = None, free_dofs: A
     A preconditioner that is not linear or not deterministic, such as a network direction, needs a flexible KSP: fgmres, fcg or
     gcr. Every solve checks the type of its KSP and refuses others. One process only.
 
+    Call ``ksp.destroy()`` when done: petsc4py keeps what Python let go until PETSc ends, and then there is no Python any more for the
+    context (a crash on exit with PETSc 3.18).
+
     Args:
         M: a preconditioner, or a callable from a residual of unit norm to a direction; directions that are not finite are
             replaced by the residual.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -230,9 +231,11 @@ def test_wrong_use_is_refused_in_a_sentence() -> None:
 
 
 @pytest.fixture
-def PETSc() -> Any:
+def PETSc() -> Iterator[Any]:
     reason = "petsc4py is not installed; `make petsc` runs these tests"
-    return pytest.importorskip("petsc4py.PETSc", reason=reason, exc_type=ImportError)
+    module = pytest.importorskip("petsc4py.PETSc", reason=reason, exc_type=ImportError)
+    yield module
+    module.garbage_cleanup()  # python contexts must end before Python does
 
 
 def ksp_for(PETSc: Any, matrix: Any, kind: str, context: Any) -> Any:
