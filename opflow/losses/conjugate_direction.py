@@ -46,7 +46,12 @@ class DirectionLoss(Objective):
     """
 
     def __init__(
-        self, operator: Any | Callable[[Batch], Any], norm: str = "residual", *, name: str = "direction", on: str | None = None
+        self,
+        operator: Any | Callable[[Batch], Any],
+        norm: str = "residual",
+        *,
+        name: str = "direction",
+        on: str | None = None,
     ) -> None:
         super().__init__(on=on)
         if not hasattr(operator, "apply") and not callable(operator):
@@ -69,7 +74,9 @@ class DirectionLoss(Objective):
         if self.norm == "residual":
             return {self.name: self._left(A, r, d).square().flatten(1).sum(1).mean()}
         if part.target is None:
-            raise ValueError("the energy of the error needs x with A x = r; give it as Batch(target=x), or use norm='residual'.")
+            raise ValueError(
+                "the energy of the error needs x with A x = r; give it as Batch(target=x), or use norm='residual'."
+            )
         x = part.target[:, 0].to(A.dtype)
         along, curvature = _dot(d, r), _dot(d, A.apply(d))
         gain = along.square() * _reciprocal(curvature) / _dot(r, x)

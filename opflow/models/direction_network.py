@@ -41,9 +41,7 @@ class TwoLevelNetwork(nn.Module):
         conv, c = CONVS[dim], hidden_channels
         self.dim = dim
         self.first = conv(1, c, 3, padding=1)
-        self.down, self.coarse, self.up = (
-            nn.ModuleList(conv(c, c, 3, padding=1) for _ in range(n)) for n in depths
-        )
+        self.down, self.coarse, self.up = (nn.ModuleList(conv(c, c, 3, padding=1) for _ in range(n)) for n in depths)
         self.last = conv(c, 1, 1)
 
     def forward(self, r: Field) -> Field:
@@ -192,7 +190,9 @@ class DirectionCycle(nn.Module):
         before, after = gates[number]
         u = smoothed(self.down, f, before)
         coarse = self._descend(backend.restrict(stencil, transfer, f, u), number + 1, gates)
-        u = backend.correct(stencil, transfer, (), f, u, coarse) * level.active  # a coarse block reaches beyond the domain
+        u = (
+            backend.correct(stencil, transfer, (), f, u, coarse) * level.active
+        )  # a coarse block reaches beyond the domain
         return u + smoothed(self.up, f - backend.apply(stencil, u), after)
 
 

@@ -133,7 +133,9 @@ def stencil_levels(A: Any, dtype: torch.dtype) -> list[StencilLevel]:
     ]  # a ring of one point is its own neighbour
     sinks = [measured(anchor) for anchor in A.anchors]
     active = torch.ones_like(zero) if A.mask is None else zero + A.mask
-    levels = [StencilLevel.of(upper, sinks, measured(A.reaction) * active.to(dtype), active.to(dtype), stencil.periodic)]
+    levels = [
+        StencilLevel.of(upper, sinks, measured(A.reaction) * active.to(dtype), active.to(dtype), stencil.periodic)
+    ]
     while levels[-1].transfer is not None:
         levels.append(levels[-1].coarser())
     return levels
@@ -154,4 +156,6 @@ def _shifted(w: Tensor, d: int, step: int, ring: bool) -> Tensor:
     if ring:
         return rolled
     end = torch.zeros_like(w.narrow(axis, 0, 1))
-    return torch.cat([end, rolled.narrow(axis, 1, n - 1)] if step > 0 else [rolled.narrow(axis, 0, n - 1), end], dim=axis)
+    return torch.cat(
+        [end, rolled.narrow(axis, 1, n - 1)] if step > 0 else [rolled.narrow(axis, 0, n - 1), end], dim=axis
+    )

@@ -46,7 +46,9 @@ def transform_residuals(A: FaceStencil, n: int, *, boost: float = 9.0, seed: int
     x = modes.from_modes(c / torch.where(values > 0, values, 1.0))
     r, expected = A.apply(x), modes.from_modes(c)
     if bool((_norm(r - expected) > 1e-3 * _norm(expected)).any()):
-        raise ValueError("the coefficient of A is not constant, so sines and cosines are not its eigenvectors; use ritz_residuals.")
+        raise ValueError(
+            "the coefficient of A is not constant, so sines and cosines are not its eigenvectors; use ritz_residuals."
+        )
     size = _norm(r)
     return Batch(input=(r / size)[:, None], target=(x / size)[:, None])
 
@@ -102,7 +104,9 @@ def ritz_pairs(A: LinearOperator, m: int = 200, *, seed: int = 0) -> RitzPairs:
         w = A.apply(basis[:, j].view(batch, *shape)).flatten(1)
         alpha[:, j] = (w * basis[:, j]).sum(1)
         largest = torch.maximum(largest, w.norm(dim=1))
-        for known, v in zip(basis[:, : j + 1], w, strict=True):  # batched products of matrix and vector are slow on a CPU
+        for known, v in zip(
+            basis[:, : j + 1], w, strict=True
+        ):  # batched products of matrix and vector are slow on a CPU
             for _ in range(2):  # twice is enough
                 v -= known.T @ (known @ v)
     T = torch.diag_embed(alpha) + torch.diag_embed(beta[:, :-1], 1) + torch.diag_embed(beta[:, :-1], -1)

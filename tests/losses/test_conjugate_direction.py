@@ -48,7 +48,9 @@ def test_both_norms_are_what_one_exact_step_leaves() -> None:
     energy = dot(error, A.apply(error[:, 0])[:, None]) / dot(x, r)
     residual = DirectionLoss(A)(Direction(d), Batch(input=r))["direction"]
     torch.testing.assert_close(residual, (dot(left, left) / dot(r, r)).mean())
-    torch.testing.assert_close(DirectionLoss(A, "energy")(Direction(d), Batch(input=r, target=x))["direction"], energy.mean())
+    torch.testing.assert_close(
+        DirectionLoss(A, "energy")(Direction(d), Batch(input=r, target=x))["direction"], energy.mean()
+    )
 
 
 @pytest.mark.parametrize("norm", ["residual", "energy"])
@@ -89,7 +91,7 @@ def test_residuals_square_to_the_loss() -> None:
 
 
 def test_the_model_is_told_the_operator_of_its_batch_through_any_wrapper() -> None:
-    x, r, d = fields()
+    _, r, d = fields()
     twice = FaceStencil([2 * w for w in A.weights])
     loss = DirectionLoss(lambda batch: twice if batch.parameters["double"] else A)
     for double, operator in ((True, twice), (False, A)):

@@ -28,7 +28,11 @@ def operator(shape: tuple[int, ...], sides: object = "dirichlet", batch: int = 1
     mask = torch.ones(batch, *shape, dtype=torch.bool)
     mask[(slice(None), *[slice(n // 3, n // 2) for n in shape])] = False
     return FaceStencil.from_coefficient(
-        a, Grid(shape, layout="cells"), boundary=sides, mask=mask, reaction=scale * torch.ones(1, *shape, dtype=torch.float64)
+        a,
+        Grid(shape, layout="cells"),
+        boundary=sides,
+        mask=mask,
+        reaction=scale * torch.ones(1, *shape, dtype=torch.float64),
     )
 
 
@@ -130,7 +134,9 @@ def test_a_batch_of_operators_is_each_of_them() -> None:
     model, r = network(2), residuals(A, 3)
     together = model.setup(A)(r)
     for i in range(3):
-        one = FaceStencil([w[i : i + 1] for w in A.weights], mask=A.mask[i : i + 1], reaction=A.reaction, layout="cells")
+        one = FaceStencil(
+            [w[i : i + 1] for w in A.weights], mask=A.mask[i : i + 1], reaction=A.reaction, layout="cells"
+        )
         torch.testing.assert_close(model.setup(one)(r[i : i + 1]), together[i : i + 1], rtol=1e-10, atol=1e-12)
 
 
@@ -229,7 +235,9 @@ def test_the_output_has_the_residuals_dtype_and_the_network_keeps_its_own(varian
     model, r = network(2, variant).float().setup(A), residuals(A)
     d = model(r)
     assert d.dtype == torch.float64 and model(r.float()).dtype == torch.float32
-    torch.testing.assert_close(copy.deepcopy(model).double().setup(A)(r), d, rtol=1e-4, atol=1e-4 * d.abs().max().item())
+    torch.testing.assert_close(
+        copy.deepcopy(model).double().setup(A)(r), d, rtol=1e-4, atol=1e-4 * d.abs().max().item()
+    )
 
 
 def test_state_and_recipe_travel_without_the_operator() -> None:

@@ -18,9 +18,7 @@ SIDES = ["dirichlet", "neumann", ("neumann", "dirichlet")]
 def box(shape: tuple[int, ...] = (6, 5), sides: object = "dirichlet", mask: Tensor | None = None) -> FaceStencil:
     grid = Grid(shape, layout="cells")
     boundary = sides if isinstance(sides, str) else [sides] * len(shape)
-    return FaceStencil.from_coefficient(
-        torch.ones(1, *shape, dtype=torch.float64), grid, boundary=boundary, mask=mask
-    )
+    return FaceStencil.from_coefficient(torch.ones(1, *shape, dtype=torch.float64), grid, boundary=boundary, mask=mask)
 
 
 def dense(A: FaceStencil, one: int = 0) -> Tensor:
