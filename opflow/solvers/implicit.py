@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from opflow.solvers.conjugate_gradient import ConjugateGradient
+from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.linear_operator import LinearOperator, as_operator
 from opflow.solvers.linear_system import dot, largest, norm
+from opflow.solvers.multigrid import Multigrid
 from opflow.solvers.solution import Solution, SolverError
 
 
@@ -30,7 +32,8 @@ def implicit_solve(A: Any, b: Tensor, solver: Any = None) -> Tensor:
             from, such as the coefficient of `FaceStencil.from_coefficient`; a SciPy matrix receives none.
         b: (batch, *shape) or (*shape).
         solver: an object with ``solve(A, b) -> Solution`` for symmetric A, such as `ConjugateGradient(Multigrid())`. The error
-            of the gradient is that of its tolerance. By default conjugate gradients to a relative residual of 1e-10 (1e-5 in float32).
+            of the gradient is that of its tolerance. By default conjugate gradients to a relative residual of 1e-10 (1e-5 in float32),
+            with `Multigrid` where A is a FaceStencil.
 
     Raises:
         TypeError: b is no tensor. SolverError: the forward or the adjoint solve did not converge. ValueError: in the backward pass,
@@ -51,7 +54,8 @@ def implicit_solve(A: Any, b: Tensor, solver: Any = None) -> Tensor:
             "A declares itself not symmetric, and the adjoint solve here is one with A itself; use a symmetric form of it."
         )
     if solver is None:
-        solver = ConjugateGradient(rtol=1e-10 if b.dtype == torch.float64 else 1e-5, max_steps=10_000)
+        M = Multigrid() if isinstance(operator, FaceStencil) else None
+        solver = ConjugateGradient(M, rtol=1e-10 if b.dtype == torch.float64 else 1e-5, max_steps=10_000)
     x: Tensor = _ImplicitSolve.apply(operator, _private(solver), b, *operator.tensors())
     return x
 
