@@ -158,6 +158,40 @@ def plot_images(
     return figure
 
 
+def plot_triangles(
+    fields: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, edges: bool = True, title: str = ""
+) -> Figure:
+    """Fields on meshes of triangles, side by side, each with a colour scale of its own.
+
+    Args:
+        fields: title -> vertices (n, 2), triangles (m, 3) as indices of them, values (n,).
+        edges: draw the edges too.
+    """
+    if not fields:
+        raise ValueError("there is no field to draw; give at least one mesh with values.")
+    figure, axes = _figure(len(fields), width=3.9)
+    for axis, (said, parts) in zip(axes[0], fields.items(), strict=True):
+        points, triangles, values = (np.asarray(part) for part in parts)
+        if (
+            points.ndim != 2
+            or triangles.ndim != 2
+            or (points.shape[1], triangles.shape[1]) != (2, 3)
+            or values.shape != points.shape[:1]
+        ):
+            raise ValueError(
+                f"{said!r} has vertices {points.shape}, triangles {triangles.shape} and values {values.shape}; expected (n, 2), (m, 3) and (n,)."
+            )
+        image = axis.tripcolor(points[:, 0], points[:, 1], triangles, values, shading="gouraud", cmap="viridis")
+        if edges:
+            axis.triplot(points[:, 0], points[:, 1], triangles, color="white", linewidth=0.2)
+        axis.set_aspect("equal")
+        axis.set_title(said, fontsize=10)
+        figure.colorbar(image, ax=axis, shrink=0.8, format=_tick_format(image))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
 def _lines(axes: Any, grid: Grid, fields: Mapping[str, Any], error: Any, names: tuple[str, str, str, str]) -> None:
     """One row of functions of one axis."""
     input, reference, prediction, said = names

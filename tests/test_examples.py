@@ -140,6 +140,72 @@ def test_pyamg_gallery_solves_what_is_positive_definite_and_refuses_the_rest(
         main(size=40, out=tmp_path)
 
 
+@pytest.mark.parametrize("options", [{"size": 24}, {"size": 12, "dim": 3}], ids=["plane", "space"])
+def test_smoke_plume_leaves_no_divergence(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyamg")
+    module, tiny = example("smoke_plume"), {**options, "steps": 12, "compared": 2, "rounds": 1}
+    left = module.main(**tiny, out=tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 < left <= 1.01e-6 and results["largest_divergence"] == left
+    assert results["iterations"]["most"] <= 8
+    assert set(results["seconds_a_step"]) == {"multigrid", "no preconditioner", "smoothed aggregation", "Ruge-Stueben"}
+    assert all(is_drawn(tmp_path / "run" / picture) for picture in ("plume.png", "iterations.png"))
+    with pytest.raises(FileExistsError, match="overwrite"):
+        module.main(**tiny, out=tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "pyamg", None)
+    assert module.main(**tiny, out=tmp_path / "run", overwrite=True) == left
+    assert "not compared with algebraic multigrid: AlgebraicMultigrid needs PyAMG" in capsys.readouterr().out
+    monkeypatch.setattr(module, "gradient", lambda p, A, axis, h: 0.99 * gradient(p, A, axis, h))
+    gradient = example("smoke_plume").gradient
+    with pytest.raises(RuntimeError, match=r"step 1 left 1\.0e-02 of its divergence, more than rtol=1e-06"):
+        module.main(**tiny, out=tmp_path / "wrong")
+
+
+@pytest.mark.slow
+def test_smoke_plume_keeps_its_promise(tmp_path: Path) -> None:
+    assert example("smoke_plume").main(out=tmp_path) <= 1.01e-6
+
+
+def test_scikit_fem_poisson_agrees_with_direct_solves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyamg")
+    pytest.importorskip("skfem")
+    module = example("scikit_fem_poisson")
+    difference = module.main(rectangles=(17, 33), discs=(3, 4), out=tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 < difference < 1e-8 and results.pop("largest difference to the direct solve") == difference
+    expected = {
+        "rectangle, linear": ("Multigrid", 2),
+        "disc, linear": ("AlgebraicMultigrid", 2),
+        "disc, quadratic": ("AlgebraicMultigrid", 3),
+    }
+    assert results.keys() == expected.keys()
+    for name, (preconditioner, order) in expected.items():
+        assert results[name]["preconditioner"] == preconditioner
+        assert abs(results[name]["order"] - order) < 0.2
+        assert abs(results[name]["iterations"] - results[name]["iterations of SciPy"]) <= 1
+    assert "no stencil: 145 nodes have 59 x 59 different coordinates" in capsys.readouterr().out
+    assert all(is_drawn(tmp_path / "run" / picture) for picture in ("solutions.png", "convergence.png"))
+    with pytest.raises(FileExistsError, match="overwrite"):
+        module.main(rectangles=(17, 33), discs=(3, 4), out=tmp_path / "run")
+    module.waves_forcing = lambda x: 1.01 * module.waves(x) * np.pi**2
+    with pytest.raises(RuntimeError, match=r"rectangle, linear: the error falls with order .*, but 2 is stated"):
+        module.main(rectangles=(17, 33), discs=(3, 4), out=tmp_path / "wrong")
+
+
+@pytest.mark.slow
+def test_scikit_fem_poisson_keeps_its_promise(tmp_path: Path) -> None:
+    assert example("scikit_fem_poisson").main(out=tmp_path) < 1e-8
+
+
+def test_scikit_fem_poisson_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skfem", None)
+    with pytest.raises(ImportError, match=r"pip install 'opflow\[fem\]'"):
+        example("scikit_fem_poisson").main(out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_petsc_shell_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "petsc4py", None)
     with pytest.raises(SystemExit, match=r"apt install python3-petsc4py.*make petsc"):

@@ -12,7 +12,15 @@ import torch
 pytest.importorskip("matplotlib")
 
 from opflow import Grid
-from opflow.plotting import plot_bars, plot_convergence, plot_fields, plot_frames, save_figure
+from opflow.plotting import (
+    plot_bars,
+    plot_convergence,
+    plot_fields,
+    plot_frames,
+    plot_images,
+    plot_triangles,
+    save_figure,
+)
 
 GRID = Grid((5, 7), extent=((0.0, 1.0), (2.0, 5.0)), axes=("r", "z"))
 
@@ -200,3 +208,33 @@ def test_bars_stand_in_groups_with_a_gap_where_a_method_is_missing() -> None:
     assert centres[0] == pytest.approx([-0.2, 0.8]) and centres[1] == pytest.approx([0.2])
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_bars({"airfoil": {}}, xlabel="iterations")
+
+
+def test_rows_of_images_share_a_scale_and_leave_holes_grey() -> None:
+    smoke = {"early": np.arange(35.0).reshape(5, 7), "late": np.full((5, 7), 50.0)}
+    flow = {"early": np.full((5, 7), -2.0), "late": np.ones((5, 7))}
+    smoke["early"][0, 0] = np.nan
+    figure = plot_images({"smoke": smoke, "flow": flow}, GRID, signed=["flow"], title="plume")
+    images = [axis.images[0] for axis in panels(figure)]
+    assert [image.get_clim() for image in images] == [(1.0, 50.0)] * 2 + [(-2.0, 2.0)] * 2
+    assert [axis.get_title() for axis in panels(figure)] == ["early", "late"] * 2
+    assert [axis.get_ylabel() for axis in panels(figure)] == ["smoke", "", "flow", ""]
+    np.testing.assert_array_equal(images[0].get_array().filled(-1)[1:], smoke["early"].T[1:])
+    assert np.ma.getmaskarray(images[0].get_array())[0, 0] and panels(figure)[0].get_facecolor()[:3] == (0.6,) * 3
+    for rows, grid in (({}, GRID), ({"a": smoke, "b": {"early": np.ones((5, 7))}}, GRID), ({"a": smoke}, Grid(5))):
+        with pytest.raises(ValueError, match="rows of equally many images of two axes"):
+            plot_images(rows, grid)
+    assert plot_images({"nothing": {"here": np.full((5, 7), np.nan)}}, GRID)
+
+
+def test_fields_on_triangles() -> None:
+    points, triangles = [[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 2.0]], [[0, 1, 2], [1, 3, 2]]
+    figure = plot_triangles({"u": (points, triangles, [0.0, 1.0, 2.0, 3.0]), "v": (points, triangles, np.ones(4))})
+    first, second = [axis for axis in figure.axes if axis.get_title()]
+    (mesh,) = (c for c in first.collections if c.get_array() is not None)
+    np.testing.assert_array_equal(mesh.get_array(), [0.0, 1.0, 2.0, 3.0])
+    assert (first.get_title(), second.get_title(), first.get_aspect()) == ("u", "v", 1.0)
+    with pytest.raises(ValueError, match=r"'u' has vertices \(4, 2\), triangles \(2, 3\) and values \(3,\)"):
+        plot_triangles({"u": (points, triangles, [0.0, 1.0, 2.0])})
+    with pytest.raises(ValueError, match="there is no field to draw"):
+        plot_triangles({})
