@@ -20,7 +20,7 @@ SURFACE = {
         "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP",
         "Normalized", "Normalizer", "PODTrunk", "SpectralConv",
     ],
-    "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "Rollout"],
+    "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "MultigridNetwork", "Rollout", "TunedCycle"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "Schroedinger",

@@ -1,8 +1,9 @@
 """Losses that add, and the norms in which fields are compared."""
 
 from opflow.losses.conjugate_direction import DirectionLoss
+from opflow.losses.conjugate_gradient import EnergyReduction
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 from opflow.losses.objective import Objective, total
 
-__all__ = ["DataMisfit", "DirectionLoss", "Objective", "mean_squared_error", "relative_errors", "relative_h1", "relative_l2", "total"]
+__all__ = ["DataMisfit", "DirectionLoss", "EnergyReduction", "Objective", "mean_squared_error", "relative_errors", "relative_h1", "relative_l2", "total"]

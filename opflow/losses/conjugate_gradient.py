@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from opflow.batch import Batch
 from opflow.losses.objective import Objective
 
-SMALLEST = 1e-12  # of E_m / E_0: what rounding leaves of it
+SMALLEST = 1e-15  # of E_m / E_0: what rounding leaves of it; beyond there is no gradient, so take fewer steps
 
 
 class EnergyReduction(Objective):
@@ -71,7 +71,9 @@ class EnergyReduction(Objective):
         part = self.pick(batch)
         if part.target is None or part.target.ndim < 3 or part.target.shape[1] != 1:
             shape = None if part.target is None else tuple(part.target.shape)
-            raise ValueError(f"the batch's target has shape {shape}; give the solutions x* (batch, 1, *grid) to be found.")
+            raise ValueError(
+                f"the batch's target has shape {shape}; give the solutions x* (batch, 1, *grid) to be found."
+            )
         A = self.operator if hasattr(self.operator, "apply") else self.operator(part)
         M = self.preconditioner(model)
         M.setup(A)

@@ -19,7 +19,11 @@ CONVS = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
 WEIGHTS = Path(__file__).parent / "weights"
 SMALLEST = 1e-6  # of the couplings over D whose logarithm is looked at
-RELAXATION, SHARE, FACTOR = 0.95, 1.0, 1.5  # bounds of tanh: omega - 1, the share of a neighbour block, the logarithm of a factor
+RELAXATION, SHARE, FACTOR = (
+    0.95,
+    1.0,
+    1.5,
+)  # bounds of tanh: omega - 1, the share of a neighbour block, the logarithm of a factor
 
 
 class CycleNumbers(NamedTuple):
@@ -80,10 +84,15 @@ class CycleCoefficients(nn.Module):
         along = [w + w.roll(1, d + 1) for d, w in enumerate(upper)]
         diagonal = rest + sum(along)
         shares = [_over(b, total) for b, total in zip(across, along, strict=True)]
-        known = [_over(part, diagonal) for part in (*across, *(t - b for t, b in zip(along, across, strict=True)), rest)]
+        known = [
+            _over(part, diagonal) for part in (*across, *(t - b for t, b in zip(along, across, strict=True)), rest)
+        ]
         like = next(self.parameters())
         inside = (diagonal > 0).to(like.dtype)
-        constant = [torch.full_like(inside, float(level == 0)), *(torch.full_like(inside, factor - 1.0) for factor in factors)]
+        constant = [
+            torch.full_like(inside, float(level == 0)),
+            *(torch.full_like(inside, factor - 1.0) for factor in factors),
+        ]
         seen = [k.to(like.dtype).expand_as(inside) for k in known]
         logs = [(k + SMALLEST).log() / -math.log(SMALLEST) for k in seen]
         o = self.raw(torch.stack([*seen, *logs, inside, *constant], 1), couplings.periodic)
@@ -117,7 +126,9 @@ class TunedCycle(CycleCoefficients):
     def spread(self) -> Tensor:
         """The number of each raw channel."""
         sweeps, rest = self.numbers[: self.sweeps], self.numbers[self.sweeps :]
-        return torch.cat([sweeps.repeat_interleave(2), *(n.expand(c) for n, c in zip(rest, self.parts[1:], strict=True))])
+        return torch.cat(
+            [sweeps.repeat_interleave(2), *(n.expand(c) for n, c in zip(rest, self.parts[1:], strict=True))]
+        )
 
     def raw(self, known: Tensor, periodic: Sequence[bool]) -> Tensor:
         """The same numbers at every point."""
@@ -236,7 +247,6 @@ def _points(v: Tensor, dim: int) -> Tensor:
     for axis in range(dim + 1, 1, -1):
         v = torch.stack(v.chunk(2, 1), axis + 1).flatten(axis, axis + 1)
     return v
-
 
 
 def _shipped(name: str) -> dict[str, Any]:

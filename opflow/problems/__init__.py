@@ -6,6 +6,7 @@ from opflow.problems.antiderivative import Antiderivative
 from opflow.problems.burgers import Burgers
 from opflow.problems.darcy import Darcy
 from opflow.problems.diffusion_reaction import DiffusionReaction
+from opflow.problems.elliptic_operators import EllipticOperators
 from opflow.problems.fitzhugh_nagumo import FitzHughNagumo
 from opflow.problems.helmholtz import Helmholtz
 from opflow.problems.kdv import KortewegDeVries
@@ -24,6 +25,7 @@ __all__ = [
     "Burgers",
     "Darcy",
     "DiffusionReaction",
+    "EllipticOperators",
     "FitzHughNagumo",
     "Helmholtz",
     "KortewegDeVries",

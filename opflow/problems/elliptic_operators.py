@@ -13,7 +13,7 @@ from opflow.grid import Grid
 from opflow.pde.random_field import PeriodicField, sample_generators
 from opflow.solvers.face_stencil import FaceStencil
 
-FAMILIES = ("obstacles", "two-phase", "log-normal", "anisotropic")
+KINDS = ("obstacles", "two-phase", "log-normal", "anisotropic")
 Interval = tuple[float, float]
 
 
@@ -30,46 +30,62 @@ class EllipticOperators:
     with u = 0 on all sides, g a `PeriodicField` of unit variance (alpha = 3, tau = 12.5) and log c uniform in its interval.
 
     Args:
-        family: one of these.
+        kind: one of these.
         contrast: the interval of c.
         anisotropy: the interval of e, for "anisotropic".
         obstacles: how many, at least and at most.
         cutoff: modes of g per axis.
+        layout: of the grids that `grid` makes.
 
     >>> A = EllipticOperators("two-phase", contrast=(10, 10)).sample(2, Grid((16, 16), layout="cells"))
     >>> A.shape, A.batch
     ((16, 16), 2)
     """
 
-    family: str
+    kind: str
     contrast: Interval = (2.0, 1e5)
     anisotropy: Interval = (0.01, 1.0)
     obstacles: tuple[int, int] = (0, 8)
     cutoff: int = 32
+    layout: str = "cells"
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ValueError(f"family is {self.family!r}; choose one of {', '.join(FAMILIES)}.")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; choose one of {', '.join(KINDS)}.")
 
-    def sample(
-        self, indices: int | Sequence[int], grid: Grid, *, seed: int = 0, split: str = "train"
-    ) -> FaceStencil:
-        """A batch of operators in float64; the grid has cells on every axis."""
-        generators = sample_generators(f"elliptic {self.family}", indices, seed, split)
-        if self.family == "obstacles":
+    def grid(self, unknowns: int, dim: int) -> Grid:
+        """The grid of the unit box with so many unknowns per axis, which are cells or interior nodes."""
+        return Grid((unknowns + 2 * (self.layout == "nodes"),) * dim, layout=self.layout)
+
+    def sample(self, indices: int | Sequence[int], grid: Grid, *, seed: int = 0, split: str = "train") -> FaceStencil:
+        """A batch of operators in float64; obstacles are on cells."""
+        generators = sample_generators(f"elliptic {self.kind}", indices, seed, split)
+        if self.kind == "obstacles":
             mask = torch.stack([_free(g, self.obstacles, grid) for g in generators])
             sides = [("neumann", "neumann")] * (grid.dim - 1) + [("neumann", "dirichlet")]
-            return FaceStencil.from_coefficient(mask.new_ones(mask.shape, dtype=torch.float64), grid, boundary=sides, mask=mask)
-        logs = torch.tensor([_log_uniform(g, self.contrast) for g in generators]).log()
+            return FaceStencil.from_coefficient(
+                mask.new_ones(mask.shape, dtype=torch.float64), grid, boundary=sides, mask=mask
+            )
+        logs = torch.tensor([_log_uniform(g, self.contrast) for g in generators], dtype=torch.float64).log()
         axis = int(generators[0].integers(grid.dim))
         ratio = _log_uniform(generators[0], self.anisotropy)
         law = PeriodicField(alpha=3.0, tau=12.5, cutoff=self.cutoff)
         g = law.evaluate(law.coefficients(generators, grid.dim), grid) / law.standard_deviation(grid.dim)
-        g = (g > 0).double() - 0.5 if self.family == "two-phase" else g / 4
-        a = (logs.double().view(-1, *[1] * grid.dim) * g).exp()
-        if self.family != "anisotropic":
+        g = (g > 0).double() - 0.5 if self.kind == "two-phase" else g / 4
+        a = (logs.view(-1, *[1] * grid.dim) * g).exp()
+        if self.kind != "anisotropic":
             return FaceStencil.from_coefficient(a, grid)
         return FaceStencil.from_coefficient([a * ratio if d == axis else a for d in range(grid.dim)], grid)
+
+
+# What the multigrid cycles that opflow ships are trained and compared on.
+FAMILIES = {
+    "obstacles": EllipticOperators("obstacles"),
+    "two-phase": EllipticOperators("two-phase"),
+    "log-normal": EllipticOperators("log-normal"),
+    "anisotropic": EllipticOperators("anisotropic", contrast=(2.0, 10.0)),
+    "darcy": EllipticOperators("two-phase", contrast=(4.0, 12.0), layout="nodes"),
+}
 
 
 def _log_uniform(generator: np.random.Generator, interval: Interval) -> float:

@@ -88,7 +88,9 @@ def test_training_improves_the_preconditioner() -> None:
 
 def test_a_known_solution_and_nothing_to_reduce() -> None:
     one = FaceStencil([torch.ones(1, 2, 1).double(), torch.ones(1, 1, 2).double()])
-    rates = EnergyReduction(one, itself).rates(Scaling(torch.ones(1, 1).double()), Batch(target=torch.tensor([2.0, 0.0]).double().view(2, 1, 1, 1)))
+    rates = EnergyReduction(one, itself).rates(
+        Scaling(torch.ones(1, 1).double()), Batch(target=torch.tensor([2.0, 0.0]).double().view(2, 1, 1, 1))
+    )
     assert rates[0] < -3 and rates[1] == 0  # one step solves one unknown; zero has no error
 
 

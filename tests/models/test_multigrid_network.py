@@ -164,7 +164,9 @@ def test_gradient_with_respect_to_the_numbers() -> None:
         class Given(TunedCycle):
             def spread(self) -> Tensor:
                 first, rest = numbers[:2], numbers[2:]
-                return torch.cat([first.repeat_interleave(2), *(n.expand(c) for n, c in zip(rest, self.parts[1:], strict=True))])
+                return torch.cat(
+                    [first.repeat_interleave(2), *(n.expand(c) for n, c in zip(rest, self.parts[1:], strict=True))]
+                )
 
         return loss(Given(2).double(), batch)["energy"]
 
@@ -230,7 +232,9 @@ def test_refusals() -> None:
         MultigridNetwork(1)
     with pytest.raises(ValueError, match="hidden_channels is 0"):
         MultigridNetwork(2, 0)
-    rotated = FaceStencil.from_tensor(torch.tensor([1.0, 1.0, 0.5]).double().view(1, 3, 1, 1).expand(1, 3, 30, 30), Grid((30, 30)))
+    rotated = FaceStencil.from_tensor(
+        torch.tensor([1.0, 1.0, 0.5]).double().view(1, 3, 1, 1).expand(1, 3, 30, 30), Grid((30, 30))
+    )
     with pytest.raises(ValueError, match="couples points across corners"):
         Multigrid(coefficients=MultigridNetwork(2, 4)).setup(rotated)
 
@@ -253,7 +257,10 @@ def test_shipped_weights(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPat
     shape = (96, 96) if network.dim == 2 else (24, 24, 24)
     A = FaceStencil.from_coefficient(1e3 ** torch.sin(3 * rand(1, *[n // 4 for n in shape]).repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4 if network.dim == 3 else 1, -1).narrow(-1, 0, shape[-1]) * 2) if network.dim == 3 else medium(shape, 1e3), cells(shape))  # fmt: skip
     b = torch.ones(1, *shape).double()
-    steps = [int(ConjugateGradient(Multigrid(coefficients=c), rtol=1e-8).solve(A, b).iterations) for c in (network, cycle, None)]
+    steps = [
+        int(ConjugateGradient(Multigrid(coefficients=c), rtol=1e-8).solve(A, b).iterations)
+        for c in (network, cycle, None)
+    ]
     assert steps[0] <= steps[1] <= steps[2]
     for path in WEIGHTS.glob(f"{name}.*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
