@@ -1,6 +1,7 @@
 """Linear solvers whose outcome is a value and whose success is always checked."""
 
 from opflow.solvers.algebraic_multigrid import AlgebraicMultigrid
+from opflow.solvers.conjugate_direction import ConjugateDirection
 from opflow.solvers.conjugate_gradient import ConjugateGradient
 from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.fast_poisson import FastPoisson
@@ -11,6 +12,7 @@ from opflow.solvers.solution import Reason, Solution, SolverError
 
 __all__ = [
     "AlgebraicMultigrid",
+    "ConjugateDirection",
     "ConjugateGradient",
     "FaceStencil",
     "FastPoisson",

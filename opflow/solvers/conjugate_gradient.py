@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,14 +12,6 @@ from opflow.solvers.linear_operator import LinearOperator
 from opflow.solvers.linear_system import dot
 from opflow.solvers.solution import Reason
 from opflow.typing import Preconditioner
-
-
-class Direction(NamedTuple):
-    """A direction, its product with A and p.Ap (batch,), which is zero in columns where it shall not be used."""
-
-    p: Tensor
-    Ap: Tensor
-    pAp: Tensor
 
 
 class ConjugateGradient(KrylovSolver):
@@ -74,32 +65,36 @@ class ConjugateGradient(KrylovSolver):
         if self.preconditioner is not None:
             self.preconditioner.setup(A)
 
-    def iterate(self, run: Iteration, last: Direction | None = None) -> None:
-        """Take steps until no column is active; `last`, to go on from the steps of another method, is overwritten."""
-        direction, previous, restarted = last, None, torch.zeros_like(run.active)
-        # Any p may come from a flexible preconditioner, so one that A sends to zero says nothing about the right-hand side.
-        singular = Reason.INDEFINITE if self.flexible and self.preconditioner is not None else Reason.INCONSISTENT
+    def iterate(self, run: Iteration) -> None:
+        """Take steps until no column is active."""
+        for _ in self.steps(run):
+            pass
+
+    def steps(self, run: Iteration) -> Iterator[None]:
+        """One step each time it is asked, so that another method can go beside."""
+        p = Ap = pAp = previous = restarted = torch.empty(0)
         while run.unfinished():
             z, rz, broken = self._precondition(run)
             if not self.flexible:
                 run.stop(rz <= 0, Reason.INDEFINITE)
-            if direction is None:
+            if not p.numel():
                 p = z.clone()
             else:
-                p, Ap, pAp = direction
-                beta = -dot(z, Ap) / pAp if self.flexible or previous is None else rz / previous
-                beta = torch.where(restarted | broken | (pAp == 0), 0.0, beta)
-                torch.addcmul(z, run.shaped(beta), p, out=p)
+                beta = -dot(z, Ap) / pAp if self.flexible else rz / previous
+                torch.addcmul(z, run.shaped(torch.where(restarted | broken, 0.0, beta)), p, out=p)
             Ap = run.apply(p)
-            direction = Direction(p, Ap, run.curvature(p, Ap, singular))
-            restarted = run.advance(rz / direction.pAp, p, Ap)
+            # Any p may come from a flexible preconditioner, so one that A sends to zero says nothing about the right-hand side.
+            foreign = self.flexible and z is not run.r and bool(run.trusted.any())
+            pAp = run.curvature(p, Ap, Reason.INDEFINITE if foreign else Reason.INCONSISTENT)
+            restarted = run.advance(rz / pAp, p, Ap)
             previous = rz
+            yield
 
     def _precondition(self, run: Iteration) -> tuple[Tensor, Tensor, Tensor]:
         """z = M r, r.z, and the columns where M gave nothing of use just now; those go on without it, z = r."""
-        M, none = self.preconditioner, torch.zeros_like(run.active)
+        M = self.preconditioner
         if M is None or not bool(run.trusted.any()):
-            return run.r, run.r_norm.square(), none
+            return run.r, run.r_norm.square(), torch.zeros_like(run.active)
         z = run.checked(M.apply(run.r), M)
         rz = dot(run.r, z)
         useless = ~rz.isfinite()  # what is not finite in z shows in the product

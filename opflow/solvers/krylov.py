@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ class Iteration:
         self.trusted = self.active
         self.iterations = torch.zeros(batch, dtype=torch.int64, device=self.b.device)
         self.history: list[Tensor] = []
-        self.matvecs = self.fallbacks = 0
+        self.fallbacks = 0
+        self._products = [0]  # a list, which an iteration beside shares
         self.b_norm = norm(self.b)
         self.tolerance = torch.maximum(method.rtol * self.b_norm, method.atol / system.unit)
         self.stiffest = torch.zeros_like(self.b_norm)
@@ -101,7 +103,7 @@ class Iteration:
 
     def apply(self, x: Tensor) -> Tensor:
         """A x, counted."""
-        self.matvecs += 1
+        self._products[0] += 1
         return self.A.apply(x)
 
     def stop(self, columns: Tensor, reason: Reason) -> None:
@@ -148,10 +150,18 @@ class Iteration:
         """x += length p and r -= length A p in the active columns; returns those that restart from the true residual."""
         if not bool(self.active.any()):
             return torch.zeros_like(self.active)
+        self.move(length, p, Ap)
+        return self.settle()
+
+    def move(self, length: Tensor, p: Tensor, Ap: Tensor) -> None:
+        """The new x and r of a step."""
         length = torch.where(self.active, length, 0.0)
         self.x.addcmul_(self.shaped(length), self._zero_if_frozen(p))
         self.r.addcmul_(self.shaped(-length), self._zero_if_frozen(Ap))
         self.r_norm = torch.where(self.active, norm(self.r), self.r_norm)
+
+    def settle(self) -> Tensor:
+        """Count the step, see who is there, tell the caller; returns the columns that restart from the true residual."""
         self.iterations = self.iterations + self.active
         self.stop(~self.r_norm.isfinite(), Reason.NAN_OR_INF)
         restarted = self._verify(self.active & (self.r_norm <= self.tolerance))
@@ -160,6 +170,36 @@ class Iteration:
         if self.method.callback is not None:
             self.method.callback(len(self.history) - 1, self.r_norm * self.system.unit)
         return restarted
+
+    def beside(self, method: KrylovSolver) -> Iteration:
+        """The same system in the same state, for another method to iterate; its products with A count here."""
+        other = copy(self)
+        other.method, other.x, other.r, other.history = method, self.x.clone(), self.r.clone(), list(self.history)
+        return other
+
+    def follow(self, other: Iteration, columns: Tensor) -> Tensor:
+        """Settle a step of both with the iterate of the other in these columns and where that one has ended, for its reason.
+
+        Where this one breaks or stagnates on its own, it goes on as the other and is trusted no more. Returns the columns that restart.
+        """
+        lost = self.active & ~self.r_norm.isfinite()
+        ended = self.active & ~other.active
+        self._take(other, ended | (columns & self.active) | lost)
+        restarted = self.settle()
+        self._reason = torch.where(ended & self.active, other._reason, self._reason)
+        self.active = self.active & ~ended
+        stuck = other.active & ~self.active & (self._reason == REASONS.index(Reason.STAGNATED)) & ~ended
+        if bool(stuck.any()):
+            self.active = self.active | stuck
+            self._take(other, stuck)
+        self.trusted = self.trusted & ~(lost | stuck)
+        other.active = other.active & self.active
+        return restarted | stuck
+
+    def _take(self, other: Iteration, columns: Tensor) -> None:
+        taken = self.shaped(columns)
+        self.x, self.r = torch.where(taken, other.x, self.x), torch.where(taken, other.r, self.r)
+        self.r_norm = torch.where(columns, other.r_norm, self.r_norm)
 
     def checked(self, z: Any, source: object) -> Tensor:
         """What a preconditioner or a network returned for r, in the dtype of r."""
@@ -259,7 +299,7 @@ class Iteration:
             converged=out(converged),
             message=message,
             history=out(history),
-            matvecs=self.matvecs,
+            matvecs=self._products[0],
             fallbacks=self.fallbacks,
         )
 

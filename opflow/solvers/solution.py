@@ -13,12 +13,10 @@ class Reason(Enum):
     RTOL = "the true residual fell below rtol times the right-hand side"
     ATOL = "the true residual fell below atol"
     MAX_STEPS = "the step limit came first; raise max_steps or use a better preconditioner"
-    STAGNATED = (
-        "the true residual stopped falling above the tolerance; the dtype cannot reach it, so raise rtol or use float64"
-    )
+    STAGNATED = "the true residual stopped falling above the tolerance: the dtype cannot reach it, so raise rtol or use float64, or the direction does not reduce it"
     INDEFINITE = "the operator or the preconditioner is not positive definite; use a solver for indefinite systems"
     NONSYMMETRIC = "the operator is not symmetric; conjugate gradients need symmetry, so use GMRES or BiCGSTAB"
-    NAN_OR_INF = "a NaN or an infinity came in with the operator, the right-hand side or the initial guess, or numbers overflowed their dtype"
+    NAN_OR_INF = "a NaN or an infinity came in with the operator, the right-hand side, the initial guess or an unsafe direction, or numbers overflowed their dtype"
     INCONSISTENT = "the operator is singular and the right-hand side has a component that it cannot produce"
 
     @property
@@ -40,8 +38,8 @@ class Solution:
         message: one sentence.
         history: residual norms after each step, (steps + 1,) or (steps + 1, batch); the recursive ones inside a solve.
         matvecs: applications of A to the whole batch.
-        fallbacks: times that a preconditioner's or network's output was discarded; a column whose preconditioner returned
-            NaN or infinity goes on without it.
+        fallbacks: times that a preconditioner's or network's output was discarded, summed over columns, and networks retired
+            because the residual did not fall; a column whose preconditioner returned NaN or infinity goes on without it.
     """
 
     x: Any

@@ -17,6 +17,7 @@ from opflow import Grid
 from opflow.interop.scipy_bridge import as_linear_operator, as_preconditioner
 from opflow.solvers import (
     AlgebraicMultigrid,
+    ConjugateDirection,
     ConjugateGradient,
     FaceStencil,
     FastPoisson,
@@ -31,8 +32,26 @@ from opflow.solvers import (
 @dataclass
 class Case:
     name: str
-    make: Callable[..., ConjugateGradient]
+    make: Callable[..., ConjugateGradient | ConjugateDirection]
     any_operator: bool = True  # takes matrices, not stencils only
+
+
+class Inverse:
+    """-A^-1 rounded to eight bits: not linear, not symmetric to rounding, of the wrong sign, and good."""
+
+    linear = symmetric = deterministic = False
+
+    def setup(self, A: LinearOperator) -> Inverse:
+        matrix = torch.stack([torch.from_numpy(A.select(i).to_sparse().toarray()) for i in range(A.batch)])
+        inverse = torch.linalg.pinv(matrix, hermitian=True)
+        self.inverse = (inverse / inverse.abs().amax((1, 2), keepdim=True).clamp(min=1e-300)).bfloat16()
+        return self
+
+    def apply(self, r: Tensor) -> Tensor:
+        z = -(self.inverse.to(r.dtype) @ r.flatten(1)[..., None]).view_as(r)
+        return z.bfloat16().to(r.dtype)
+
+    __call__ = apply
 
 
 CASES = [
@@ -47,7 +66,9 @@ CASES = [
         lambda **options: ConjugateGradient(FastPoisson(scaled=True), **options),
         any_operator=False,
     ),
-    Case("ConjugateGradient+Multigrid", lambda **options: ConjugateGradient(Multigrid(), **options), any_operator=False),
+    Case(
+        "ConjugateGradient+Multigrid", lambda **options: ConjugateGradient(Multigrid(), **options), any_operator=False
+    ),
     Case(
         "ConjugateGradient+Multigrid(W, several grids)",
         lambda **options: ConjugateGradient(Multigrid("W", coarsest=6), **options),
@@ -57,6 +78,16 @@ CASES = [
     Case(
         "ConjugateGradient+AlgebraicMultigrid(ruge-stueben)",
         lambda **options: ConjugateGradient(AlgebraicMultigrid("ruge-stueben"), **options),
+    ),
+    Case(
+        "ConjugateGradient(Inverse, flexible)", lambda **options: ConjugateGradient(Inverse(), flexible=True, **options)
+    ),
+    Case("ConjugateDirection(Inverse)", lambda **options: ConjugateDirection(Inverse(), **options)),
+    Case("ConjugateDirection(zeros)", lambda **options: ConjugateDirection(torch.zeros_like, **options)),
+    Case("ConjugateDirection(NaN)", lambda **options: ConjugateDirection(lambda r: r * torch.nan, **options)),
+    Case(
+        "ConjugateDirection(Inverse, published)",
+        lambda **options: ConjugateDirection(Inverse(), safeguard=None, **options),
     ),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -371,7 +402,10 @@ def test_an_operator_that_drifts_is_never_believed(case: Case) -> None:
 
     b = right_hand_side(1, 20)
     solution = case.make(rtol=1e-10, max_steps=300).solve(Drifting(spd(20), symmetric=True), b)
-    assert solution.reason[0] in (Reason.STAGNATED, Reason.MAX_STEPS) and not solution.converged.any()
+    if "Inverse" in case.name and solution.converged:  # so few steps that the drift may not have mattered
+        honest(solution, Dense(spd(20)), b, 1e-10)
+    else:
+        assert solution.reason[0] in (Reason.STAGNATED, Reason.MAX_STEPS) and not solution.converged.any()
 
 
 @cases
@@ -446,7 +480,7 @@ def test_dense_singular_is_never_a_false_success(case: Case) -> None:
     assert solution.reason[0] is Reason.RTOL and not solution.converged[1]
     honest(solution, A, torch.cat([consistent, inconsistent]), 1e-8)
     zero = case.make().solve(torch.zeros(4, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
-    assert zero.reason is Reason.INCONSISTENT
+    assert zero.reason is Reason.INCONSISTENT or (zero.reason is Reason.STAGNATED and "published" in case.name)
 
 
 @cases
