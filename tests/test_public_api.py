@@ -20,7 +20,7 @@ SURFACE = {
         "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP",
         "Normalized", "Normalizer", "PODTrunk", "SpectralConv",
     ],
-    "opflow.models": ["FNO", "DeepONet", "GalerkinTransformer", "MultigridNetwork", "Rollout", "TunedCycle"],
+    "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "MultigridNetwork", "Rollout", "TunedCycle"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "Schroedinger",
@@ -29,7 +29,7 @@ SURFACE = {
         "AutogradDerivatives", "CosineField", "GridDerivatives", "IntegrationFailed", "PeriodicField", "SpectralStepper",
         "SquaredExponentialField", "TrigonometricSpace",
     ],
-    "opflow.losses": ["DataMisfit", "relative_h1", "relative_l2"],
+    "opflow.losses": ["DataMisfit", "DirectionLoss", "relative_h1", "relative_l2"],
     "opflow.solvers": ["AlgebraicMultigrid", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid", "Reason", "Solution", "SolverError", "implicit_solve"],
     "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
     "opflow.training": ["evaluate", "fit", "load_checkpoint", "save_checkpoint"],

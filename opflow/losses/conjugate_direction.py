@@ -92,11 +92,12 @@ class DirectionLoss(Objective):
         if batch.input is None or batch.input.ndim < 3 or batch.input.shape[1] != 1:
             shape = None if batch.input is None else tuple(batch.input.shape)
             raise ValueError(f"the batch's input has shape {shape}; give residuals (batch, 1, *grid).")
-        A = self.operator if hasattr(self.operator, "apply") else self.operator(batch)
+        A: Any = self.operator if hasattr(self.operator, "apply") else self.operator(batch)
         inner = unwrapped(model)
         inner = inner.module if isinstance(inner, AveragedModel) else inner
-        if hasattr(inner, "setup"):
-            inner.setup(A)
+        read: Any = getattr(inner, "setup", None)
+        if read is not None:
+            read(A)
         d = apply_model(model, Batch(input=batch.input))
         if d.shape != batch.input.shape:
             raise ValueError(

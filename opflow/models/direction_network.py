@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class TwoLevelNetwork(nn.Module):
         return self.last(_pairs(v + fine, self.up))
 
 
-def _pairs(v: Field, convs: Sequence[nn.Module]) -> Field:
+def _pairs(v: Field, convs: nn.ModuleList) -> Field:
     for first, second in zip(convs[::2], convs[1::2], strict=True):
         v = F.relu(second(F.relu(first(v)))) + v
     return v
@@ -88,8 +88,8 @@ class DirectionSmoother(nn.Module):
         self.last = conv(c, 1, 3, bias=False)
         self.look = nn.Sequential(conv(2 * dim + 2, c, 3), nn.GELU(), conv(c, 2 * c, 1))
         with torch.no_grad():  # training starts near Jacobi's method and gates near 1
-            self.last.weight *= 0.1
-            self.look[-1].weight *= 0.1
+            for last in (self.last, cast(nn.Conv2d, self.look[-1])):
+                last.weight *= 0.1
 
     def gates(self, features: Field, periodic: Sequence[bool] = ()) -> Tensor:
         """G_1 and G_2, (batch, 2 dim + 2, *grid) -> (batch, 2, channel, *grid)"""
@@ -232,8 +232,9 @@ class DirectionNetwork(nn.Module):
                 f"A acts on unknowns of shape {tuple(A.shape)} but this network has {self.dim} axes. A matrix has no grid: build a FaceStencil "
                 "from it, by FaceStencil.from_sparse."
             )
-        if hasattr(self.body, "setup"):
-            self.body.setup(A)
+        read: Any = getattr(self.body, "setup", None)
+        if read is not None:
+            read(A)
         return self
 
     def forward(self, r: Tensor) -> Tensor:
