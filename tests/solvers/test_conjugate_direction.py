@@ -237,7 +237,7 @@ def test_a_step_minimises_the_energy_error_over_the_whole_span() -> None:
     kept: list[Tensor] = []
 
     def direction(r: Tensor) -> Tensor:
-        kept.append(torch.linalg.solve(A, r.T).T + 0.005 * torch.from_numpy(rng.standard_normal((1, N))))
+        kept.append(torch.linalg.solve(A, r.T).T + 0.001 * torch.from_numpy(rng.standard_normal((1, N))))
         return kept[-1]
 
     x, steps = torch.zeros(N, dtype=torch.float64), []
@@ -297,6 +297,38 @@ def test_the_published_method_names_its_breakdowns() -> None:
     stalled = solve(lambda r: torch.eye(N, dtype=torch.float64)[:1])
     assert stalled.reason in (Reason.MAX_STEPS, Reason.STAGNATED, Reason.INDEFINITE) and not stalled.converged
     assert solve(lambda r: r.float()).reason in (Reason.RTOL, Reason.MAX_STEPS)
+
+
+class TwoGrids(Stub):
+    """Three Jacobi sweeps, one coarse grid with three more, and a kink: as shallow as the published network."""
+
+    def setup(self, A: FaceStencil) -> None:
+        self.A, self.coarse = A, FaceStencil([4 * w[:, : w.shape[1] // 2, : w.shape[2] // 2] for w in A.weights])
+
+    def sweeps(self, A: FaceStencil, f: Tensor, u: Tensor) -> Tensor:
+        for _ in range(3):
+            u = u + 0.8 * (f - A.apply(u)) / A.diagonal()
+        return u
+
+    def __call__(self, r: Tensor) -> Tensor:
+        u = self.sweeps(self.A, r, torch.zeros_like(r))
+        rest = torch.nn.functional.avg_pool2d(4 * (r - self.A.apply(u)), 2)
+        correction = self.sweeps(self.coarse, rest, torch.zeros_like(rest))
+        u = u + torch.nn.functional.interpolate(correction[None], scale_factor=2, mode="bilinear")[0]
+        return -u - 0.3 * torch.relu(u)
+
+
+@pytest.mark.parametrize("memory", [1, 2])
+@pytest.mark.parametrize("rtol", [1e-4, 1e-8])
+def test_the_span_takes_no_more_steps_than_the_published_method(memory: int, rtol: float) -> None:
+    A = FaceStencil.from_coefficient(torch.ones(1, 48, 48).double(), Grid((48, 48), layout="cells"))
+    b, network = vector(1, 48, 48), TwoGrids(lambda s, r: r)
+    span = ConjugateDirection(network, memory=memory, rtol=rtol).solve(A, b)
+    alone = ConjugateDirection(network, memory=memory, safeguard=None, rtol=rtol).solve(A, b)
+    plain = ConjugateGradient(rtol=rtol).solve(A, b)
+    assert span.all_converged and alone.all_converged
+    assert span.iterations <= alone.iterations < plain.iterations and span.iterations < 0.5 * plain.iterations
+    assert span.matvecs <= 3 * span.iterations + 3
 
 
 # Retirement
