@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opflow import Batch
 from opflow.files import claim_folder, sha256, write_bytes, write_json, write_tensors
@@ -37,17 +38,21 @@ from opflow.problems.elliptic_operators import FAMILIES
 from opflow.solvers import AlgebraicMultigrid, ConjugateGradient, FaceStencil, Multigrid
 from opflow.training import fit
 
+RTOL = 1e-6
+
 
 def main(
     dim: int = 2,
     size: int = 0,
-    operators: int = 160,
+    operators: int = 64,
     batch_size: int = 0,
-    tuning_epochs: int = 3,
-    epochs: int = 30,
+    tuning_epochs: int = 1,
+    epochs: int = 8,
     unrolled: int = 3,
     hidden_channels: int = 16,
     learning_rate: float = 3e-3,
+    validation_size: int = 0,
+    validation_operators: int = 4,
     test_sizes: tuple[int, ...] = (),
     test_operators: int = 4,
     seed: int = 0,
@@ -60,13 +65,15 @@ def main(
     Args:
         dim: 2 or 3.
         size: points per axis in training; 0 for 64 in two dimensions and 32 in three.
-        operators: training operators of every family; a quarter as many are drawn for validation.
+        operators: training operators of every family.
         batch_size: operators a step; 0 for 4 in two dimensions and 2 in three.
         tuning_epochs: passes over the training operators for the five numbers alone.
         epochs: passes for the network.
         unrolled: steps of conjugate gradients that the gradient goes through.
         hidden_channels: width of the network.
         learning_rate: the highest of the one-cycle schedule.
+        validation_size: points per axis of the operators by which parameters are chosen; 0 for 128 in two dimensions and 48 in three.
+        validation_operators: how many of every family.
         test_sizes: points per axis of the comparison; none for twice and four times the size (in three dimensions twice).
         test_operators: unseen operators of every family and size.
         seed: of the operators, the weights and the errors.
@@ -78,77 +85,81 @@ def main(
     torch.manual_seed(seed)
     size = size or (64 if dim == 2 else 32)
     batch_size = batch_size or (4 if dim == 2 else 2)
+    validation_size = validation_size or (128 if dim == 2 else 48)
     test_sizes = test_sizes or ((2 * size, 4 * size) if dim == 2 else (2 * size,))
 
-    # Data: operators, and errors that a few steps with the classical cycle have left, which are what a better one has to remove.
-    stored: dict[int, FaceStencil] = {}
-
-    def batches(split: str, number: int) -> list[Batch]:
-        found = []
-        for first in range(0, number, batch_size):
-            for family in FAMILIES:
-                A = operator(family, range(first, first + batch_size), size, dim, seed=seed, split=split)
-                b = A.diagonal().sqrt() * torch.randn(batch_size, *A.shape, dtype=torch.float64)
-                b = producible(A, b)
-                solved = ConjugateGradient(Multigrid(), rtol=1e-10).solve(A, b).x
-                known = len(found) // len(FAMILIES) % 3
-                if known:
-                    solved = solved - ConjugateGradient(Multigrid(), max_steps=2 * known).solve(A, b).x
-                index = len(stored)
-                stored[index] = A
-                found.append(Batch(target=solved[:, None], index=torch.full((batch_size,), index)))
-        return found
-
+    # Data: operators with a known solution each, and larger ones to choose the parameters by.
     begin = time.perf_counter()
-    training, validation = batches("train", operators), batches("validation", operators // 4)
+    stored: list[FaceStencil] = []
+    training: list[Batch] = []
+    for first in range(0, operators, batch_size):
+        for family in FAMILIES:
+            A = operator(family, range(first, first + batch_size), size, dim, seed=seed)
+            b = producible(A, A.diagonal().sqrt() * torch.randn(batch_size, *A.shape, dtype=torch.float64))
+            x = ConjugateGradient(Multigrid(), rtol=1e-10).solve(A, b).x
+            training.append(Batch(target=x[:, None], index=torch.full((batch_size,), len(stored))))
+            stored.append(A)
+    held_out = [
+        operator(family, range(validation_operators), validation_size, dim, seed=seed, split="validation")
+        for family in FAMILIES
+    ]
     print(
-        f"{len(training)} batches of {batch_size} operators with {size} points per axis, {time.perf_counter() - begin:.0f} s"
+        f"{len(training)} batches of {batch_size} operators, {size} points per axis: {time.perf_counter() - begin:.0f} s"
     )
 
-    # Training: the five numbers first, then everything from there.
+    def needed(M: Any) -> Tensor:
+        """Iterations to 1e-6 on every operator for validation, with fractions."""
+        return torch.cat([fractional_iterations(A, M) for A in held_out])
+
+    # Training: the five numbers first, then everything from there. The errors are those that 0, 4 or 10 steps leave.
     network = MultigridNetwork.build(dim, hidden_channels)
-    loss = EnergyReduction(
-        lambda batch: stored[int(batch.index[0])],
-        lambda model: Multigrid(coefficients=model, coarsest=64, dtype=torch.float64),
-        unrolled,
+    loss = StepsPerDigit(
+        EnergyReduction(
+            lambda batch: stored[int(batch.index[0])],
+            lambda model: Multigrid(coefficients=model, coarsest=64, dtype=torch.float64),
+            unrolled,
+            after=lambda batch: (0, 4, 10)[int(batch.index[0]) % 3],
+        ),
+        network,
     )
-
-    @torch.no_grad()
-    def rates(model: nn.Module) -> dict[str, float]:
-        """The mean of the loss on the validation operators of every family."""
-        values = [float(loss(model, batch)["energy"]) for batch in validation]
-        return {family: statistics.mean(values[i :: len(FAMILIES)]) for i, family in enumerate(FAMILIES)}
-
     curves: dict[str, tuple[list[float], list[float]]] = {}
 
-    def train(
-        name: str, model: nn.Module, rate: float, epochs: int, score: Callable[[dict[str, float]], float]
-    ) -> None:
-        """Adam, and the parameters that are best on the validation operators, those at the start included."""
-        best, lowest = copy.deepcopy(network.state_dict()), score(rates(network))
-        optimizer = torch.optim.Adam(model.parameters(), rate)
+    def train(name: str, part: nn.Module, rate: float, epochs: int) -> None:
+        """Adam; keeps the parameters that save most iterations among those that cost none on any operator for validation."""
+        start = needed(Multigrid(coefficients=network))
+        best, lowest = copy.deepcopy(network.state_dict()), 0.0
+
+        def score(_: nn.Module) -> float:
+            change = (needed(Multigrid(coefficients=network)) / start).log()
+            return float(change.mean() + 10 * change.max().clamp(min=0))
+
+        optimizer = torch.optim.Adam(part.parameters(), rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * len(training), pct_start=0.2)
         curve = curves.setdefault(name, ([], []))
         for record in fit(
-            model, EnergyLoss(loss, network), training, optimizer, epochs=epochs, scheduler=schedule, clip_norm=1.0,
-            validate=lambda _: score(rates(network)),
-        ):  # fmt: skip
-            print(f"{name}: {record}")
+            part, loss, training, optimizer, epochs=epochs, scheduler=schedule, clip_norm=1.0, validate=score
+        ):
+            print(f"{name}: {record}", flush=True)
             curve[0].append(record.seconds)
-            curve[1].append(float(record.validation or 0))
+            curve[1].append(record.loss)
             if record.validation is not None and record.validation < lowest:
                 best, lowest = copy.deepcopy(network.state_dict()), record.validation
         network.load_state_dict(best)
 
     begin = time.perf_counter()
-    classical = rates(network)
-    train("five numbers", network.tuned, 0.05, tuning_epochs, lambda found: statistics.mean(found.values()))
-    tuned, five = copy.deepcopy(network.tuned), rates(network)
-    # No family may get worse than with the five numbers.
-    train("network", network, learning_rate, epochs, lambda found: statistics.mean(found.values()) + 10 * max(0.0, *(found[f] - five[f] for f in FAMILIES)))  # fmt: skip
+    train("five numbers", network.tuned, 0.03, tuning_epochs)
+    tuned = copy.deepcopy(network.tuned)
+    train("network", network, learning_rate, epochs)
     seconds = time.perf_counter() - begin
-    for family, rate in rates(network).items():
-        print(f"validation, {family}: log of the error's reduction a step {classical[family]:.3f}, tuned {five[family]:.3f}, network {rate:.3f}")  # fmt: skip
+    kinds = {"classical": None, "five numbers": tuned, "network": network}
+    validation = {
+        name: dict(
+            zip(FAMILIES, needed(Multigrid(coefficients=c)).view(len(FAMILIES), -1).mean(1).tolist(), strict=True)
+        )
+        for name, c in kinds.items()
+    }
+    for family in FAMILIES:
+        print(f"validation, {family}: " + ", ".join(f"{name} {validation[name][family]:.1f}" for name in kinds))
 
     # Unseen operators, larger than any in training.
     solvers: dict[str, Any] = {
@@ -185,15 +196,10 @@ def main(
         {name: history(A, M) for name, M in solvers.items()}, xlabel="iterations", ylabel="relative residual"
     )
     print(f"picture: {save_figure(figure, out / 'convergence.png')}")
-    figure = plot_convergence(
-        {name: (x, [2.718281828**v for v in y]) for name, (x, y) in curves.items()},
-        xlabel="seconds of training",
-        ylabel="factor of the error a step, validation",
-    )
+    figure = plot_convergence(curves, xlabel="seconds of training", ylabel="loss: iterations a digit")
     print(f"picture: {save_figure(figure, out / 'training.png')}")
     results = {
-        "network over five tuned numbers": ratio, "worse": worse, "seconds": seconds, "rows": rows,
-        "validation": {"classical": classical, "five numbers": five, "network": rates(network)},
+        "network over five tuned numbers": ratio, "worse": worse, "seconds": seconds, "rows": rows, "validation": validation,
     }  # fmt: skip
     write_bytes(out / "results.json", json.dumps(results, indent=1).encode())
     if save:
@@ -204,22 +210,23 @@ def main(
             "tuned": tuned.numbers.tolist(),
             "command": "python " + shlex.join(["examples/learned_multigrid.py", *sys.argv[1:]]),
             "seconds": round(seconds),
-            "validation": results["validation"],
+            "validation": validation,
         }
         write_json(out / f"{save}.json", record)
     return ratio
 
 
-class EnergyLoss(nn.Module):
-    """The loss of the whole network, whichever of its parts are trained."""
+class StepsPerDigit(nn.Module):
+    """Iterations that reduce the error's energy norm ten times, whichever part of the network is trained."""
 
-    def __init__(self, loss: EnergyReduction, network: nn.Module) -> None:
+    def __init__(self, reduction: EnergyReduction, network: nn.Module) -> None:
         super().__init__()
-        self.loss, self.whole = loss, [network]
+        self.reduction, self.whole = reduction, [network]
 
-    def forward(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-        """The loss, whichever part `model` is."""
-        return self.loss(self.whole[0], batch)
+    def forward(self, part: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The mean over the batch."""
+        rates = self.reduction.rates(self.whole[0], batch).clamp(max=-0.02)
+        return {"iterations": (math.log(10) / -rates).mean()}
 
 
 def operator(
@@ -230,13 +237,13 @@ def operator(
     return source.sample(indices, source.grid(points, dim), seed=seed, split=split)
 
 
-def right_side(A: FaceStencil, seed: int) -> torch.Tensor:
+def right_side(A: FaceStencil, seed: int) -> Tensor:
     """A constant and a tenth of noise."""
-    noise = torch.randn(1, *A.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(A.batch, *A.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return producible(A, 1 + 0.1 * noise)
 
 
-def producible(A: FaceStencil, b: torch.Tensor) -> torch.Tensor:
+def producible(A: FaceStencil, b: Tensor) -> Tensor:
     """b without what no x gives: its mean on closed parts of the domain, and what lies in obstacles."""
     null = A.null_part(b)
     return b if null is None else b - null
@@ -244,8 +251,19 @@ def producible(A: FaceStencil, b: torch.Tensor) -> torch.Tensor:
 
 def iterations(A: FaceStencil, M: Any, seed: int) -> int:
     """To a relative residual of 1e-6."""
-    solution = ConjugateGradient(M, rtol=1e-6, raise_on_failure=True).solve(A, right_side(A, seed))
-    return int(solution.iterations)
+    return int(ConjugateGradient(M, rtol=RTOL, raise_on_failure=True).solve(A, right_side(A, seed)).iterations)
+
+
+def fractional_iterations(A: FaceStencil, M: Any) -> Tensor:
+    """The same for a batch of operators (batch,), between the last two residuals by their logarithms."""
+    b = right_side(A, 0)
+    tolerance = RTOL * b.flatten(1).norm(dim=1)
+    norms = [tolerance / RTOL]
+    ConjugateGradient(M, rtol=RTOL, callback=lambda _, norm: norms.append(norm.clone())).solve(A, b)
+    residuals = torch.stack(norms)
+    last = (residuals > tolerance).long().sum(0).clamp(max=len(norms) - 1)
+    ends = [residuals.gather(0, (last - back)[None])[0] for back in (1, 0)]
+    return last - 1 + (ends[0] / tolerance).log() / (ends[0] / ends[1]).log()
 
 
 def history(A: FaceStencil, M: Any) -> tuple[list[int], list[float]]:

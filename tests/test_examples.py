@@ -332,3 +332,37 @@ def test_conjugate_directions_end_to_end(options: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dim", [2, 3])
 def test_steps_of_conjugate_directions_hardly_grow_with_the_size(dim: int, tmp_path: Path) -> None:
     assert example("poisson_conjugate_direction").main(dim=dim, out=tmp_path / "run") <= 1.3
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_learned_multigrid_end_to_end(dim: int, tmp_path: Path) -> None:
+    from opflow.files import read_tensors
+    from opflow.models import MultigridNetwork
+
+    main, out = example("learned_multigrid").main, tmp_path / "run"
+    tiny = {
+        "size": 16 if dim == 2 else 8,
+        "operators": 4,
+        "batch_size": 2,
+        "epochs": 2,
+        "validation_size": 24 if dim == 2 else 10,
+        "validation_operators": 2,
+        "test_sizes": (20,),
+        "test_operators": 1,
+    }
+    ratio = main(dim=dim, **tiny, save="tiny", out=out)
+    results, record = (json.loads((out / name).read_text()) for name in ("results.json", "tiny.json"))
+    assert 0.3 < ratio < 1.5 and results["network over five tuned numbers"] == ratio
+    kinds = ("network", "five numbers", "classical")  # what is kept is no worse than what it began from
+    for family in results["validation"]["network"]:
+        needed = [results["validation"][kind][family] for kind in kinds]
+        assert needed == sorted(needed) and needed[0] > 1
+    network = MultigridNetwork.build(**{k: v for k, v in record["recipe"].items() if k != "model"})
+    network.load_state_dict(read_tensors(out / "tiny.safetensors", expected_sha256=record["sha256"]))
+    assert len(record["tuned"]) == 5
+    assert is_drawn(out / "convergence.png") and is_drawn(out / "training.png")
+
+
+@pytest.mark.slow
+def test_a_learned_cycle_needs_fewer_iterations_than_five_numbers(tmp_path: Path) -> None:
+    assert example("learned_multigrid").main(test_sizes=(128,), test_operators=2, out=tmp_path / "run") <= 0.95

@@ -19,8 +19,9 @@ class EnergyReduction(Objective):
 
         E_k = (x_k - x*).A (x_k - x*),   E_(k+1) = E_k - (r_k.z_k)^2 / p_k.A p_k,   z_k = M r_k
 
-    so that its exponential is the mean factor by which a step reduces the error in the energy norm. The gradient goes through all
-    steps to the parameters of M. Averaged over the batch. Multiplying M by a number changes nothing, and where
+    so that its exponential is the mean factor by which a step reduces the error in the energy norm. The gradient goes through these
+    steps to the parameters of M. With `after`, so many steps with the same M come before, without a gradient: what they leave of the
+    error is what this M is poor at, which a few steps from a random error would not show. Averaged over the batch. Multiplying M by a number changes nothing, and where
     E_0 = 0 there is nothing to reduce: the value is 0.
 
     The batch's target is x* (batch, 1, *grid): errors rich in what M is poor at are the ones to learn from.
@@ -30,6 +31,7 @@ class EnergyReduction(Objective):
         preconditioner: a function of the model that returns M with `setup(A)` and `apply(r)`, say
             ``lambda model: Multigrid(coefficients=model)``.
         steps: m.
+        after: steps before, a number or a function of the batch.
 
     Raises:
         ValueError: the batch has no target (batch, 1, *grid), or m is not positive.
@@ -49,13 +51,20 @@ class EnergyReduction(Objective):
         preconditioner: Callable[[nn.Module], Any],
         steps: int = 4,
         *,
+        after: int | Callable[[Batch], int] = 0,
         name: str = "energy",
         on: str | None = None,
     ) -> None:
         super().__init__(on=on)
         if steps < 1:
             raise ValueError(f"steps is {steps}; give a positive number of steps of conjugate gradients.")
-        self.operator, self.preconditioner, self.steps, self.name = operator, preconditioner, steps, name
+        self.operator, self.preconditioner, self.steps, self.after, self.name = (
+            operator,
+            preconditioner,
+            steps,
+            after,
+            name,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,28 +83,37 @@ class EnergyReduction(Objective):
             raise ValueError(
                 f"the batch's target has shape {shape}; give the solutions x* (batch, 1, *grid) to be found."
             )
-        A = self.operator if hasattr(self.operator, "apply") else self.operator(part)
+        A: Any = self.operator if hasattr(self.operator, "apply") else self.operator(part)
         M = self.preconditioner(model)
+        error = part.target[:, 0].to(A.dtype)
+        before = self.after(part) if callable(self.after) else self.after
+        if before:
+            with torch.no_grad():
+                error = _steps(A, M.setup(A), error, before)[0]
         M.setup(A)
-        solution = part.target[:, 0].to(A.dtype)
-        r = A.apply(solution)
-        first = energy = _dot(solution, r)
-        p, shape = torch.zeros_like(r), (-1, *[1] * (r.ndim - 1))
-        last = torch.ones_like(energy)
-        for _ in range(self.steps):
-            z = M.apply(r)
-            rz = _dot(r, z)
-            p = z + (rz / last).view(shape) * p
-            Ap = A.apply(p)
-            alpha = rz / _positive(_dot(p, Ap))
-            energy, last = energy - alpha * rz, _positive(rz)
-            r = r - alpha.view(shape) * Ap
-        left = torch.where(first > 0, energy / _positive(first), 1.0)
+        first, left = _dot(error, A.apply(error)), _steps(A, M, error, self.steps)[1]
+        left = torch.where(first > 0, left / _positive(first), 1.0)
         return left.clamp(min=SMALLEST).log() / (2 * self.steps)
 
     def extra_repr(self) -> str:
         """The number of steps, for print(loss)."""
         return f"steps={self.steps}"
+
+
+def _steps(A: Any, M: Any, error: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The error and its energy after so many steps of conjugate gradients, (batch, *grid) and (batch,)"""
+    r = A.apply(error)
+    energy = _dot(error, r)
+    p, last, shape = torch.zeros_like(r), torch.ones_like(energy), (-1, *[1] * (r.ndim - 1))
+    for _ in range(steps):
+        z = M.apply(r)
+        rz = _dot(r, z)
+        p = z + (rz / last).view(shape) * p
+        Ap = A.apply(p)
+        alpha = rz / _positive(_dot(p, Ap))
+        energy, last = energy - alpha * rz, _positive(rz)
+        error, r = error - alpha.view(shape) * p, r - alpha.view(shape) * Ap
+    return error, energy
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:

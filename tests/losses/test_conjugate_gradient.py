@@ -49,6 +49,14 @@ def test_is_what_the_solver_leaves(steps: int) -> None:
     torch.testing.assert_close(EnergyReduction(A, itself, steps)(M, Batch(target=x))["energy"], rates.mean())
 
 
+def test_steps_before_leave_their_error() -> None:
+    x, M = solutions(), Scaling(0.5 + torch.rand(7, 6).double())
+    left = x - ConjugateGradient(M, max_steps=3).solve(A, A.apply(x[:, 0])).x[:, None]
+    rates = EnergyReduction(A, itself, 2, after=lambda batch: 3).rates(M, Batch(target=x))
+    torch.testing.assert_close(rates, EnergyReduction(A, itself, 2).rates(M, Batch(target=left)))
+    assert rates.requires_grad
+
+
 def test_the_size_of_the_preconditioner_does_not_matter() -> None:
     s, batch = 0.5 + torch.rand(7, 6).double(), Batch(target=solutions())
     loss = EnergyReduction(A, itself)
