@@ -404,3 +404,10 @@ CELLS = Grid((5, 5), layout="cells")
 def test_bad_input_is_refused_in_a_sentence(call, error, sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         call()
+
+
+def test_an_empty_batch_has_an_empty_null_part() -> None:
+    mask = torch.ones(0, 4, 5, dtype=torch.bool)
+    A = FaceStencil.from_coefficient(torch.ones(1, 4, 5).double(), Grid((4, 5), layout="cells"), mask=mask)
+    part = A.null_part(torch.ones(0, 4, 5).double())
+    assert part is None or part.shape == (0, 4, 5)
