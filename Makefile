@@ -96,7 +96,8 @@ $(PETSC_VENV)/.installed: pyproject.toml constraints.txt
 petsc: $(PETSC_VENV)/.installed
 	$(PETSC_ENV) $(PETSC_VENV)/bin/python examples/petsc_shell.py --overwrite
 	$(PETSC_ENV) $(PETSC_VENV)/bin/python -m pytest tests/interop/test_petsc_bridge.py tests/interop/test_scipy_bridge.py \
-		tests/solvers/test_implicit.py tests/solvers/test_algebraic_multigrid.py tests/test_import_is_light.py
+		tests/solvers/test_implicit.py tests/solvers/test_algebraic_multigrid.py tests/test_import_is_light.py \
+		tests/test_examples.py::test_petsc_shell_takes_the_same_iterations_in_petsc_and_torch
 
 clean:
 	rm -rf $(VENV) $(PETSC_VENV) docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache
