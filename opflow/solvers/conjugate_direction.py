@@ -29,8 +29,8 @@ class ConjugateDirection(KrylovSolver):
 
         x + span{the last `memory` steps, x_cg - x, r, d(r / |r|)},        x_cg the iterate of conjugate gradients,
 
-    made A-orthogonal in this order, so that neither sign nor size of d matters. So x is at no step behind conjugate
-    gradients in energy, a column ends with whichever of the two arrives first, and **a network costs no iteration, whatever it says**;
+    made A-orthogonal in this order, so that neither sign nor size of d matters. So x is not behind conjugate
+    gradients in energy while d is in use, a column ends with whichever of the two arrives first, and **a network costs no iteration, whatever it says**;
     it costs products with A, three a step while it is in use instead of one.
 
     An output is discarded where it is not finite, zero, dependent on the others, of no positive energy, or worth less
