@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opflow.kernels.backend import Backend
 from opflow.kernels.stencil.call import StencilCall
+from opflow.kernels.stencil.numba_backend import Numba
 from opflow.kernels.stencil.reference import Reference
 from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
 
@@ -37,4 +38,4 @@ class StencilBackend(Backend[StencilCall], Protocol):
         ...
 
 
-BACKENDS: tuple[StencilBackend, ...] = (Reference(),)
+BACKENDS: tuple[StencilBackend, ...] = (Numba(), Reference())

@@ -24,6 +24,8 @@ class StencilCall:
         """The call for `batch` fields on the grid of a stencil; `tensors` are the fields, where they are known."""
         given = (*stencil.upper, stencil.diagonal, *tensors)
         reason = only_plain_operations(*given)
+        if reason is None and len({tensor.dtype for tensor in given}) > 1:
+            reason = "the tensors have several dtypes"
         if reason is None and stencil.corners is not None:
             reason = "the stencil couples points across corners"
         if reason is None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):

@@ -45,9 +45,7 @@ class Reference:
     def relax(self, stencil: Stencil, sweeps: Sequence[Relaxation], f: Tensor, u: Tensor | None) -> Tensor:
         """The sweeps in turn, from u (which may be overwritten) or from zero."""
         for sweep in sweeps:
-            weight = sweep.weight
-            if sweep.colour is not None:
-                weight = torch.where(_checkerboard(stencil.shape, f.device) == sweep.colour, weight, 0.0)
+            weight = of_colour(sweep)
             u = weight * f if u is None else u + weight * (f - self.apply(stencil, u))
         if u is None:
             raise ValueError("no sweep was given and no field to start from; give at least one of them.")
@@ -58,10 +56,11 @@ class Reference:
     ) -> Tensor:
         """P^T (f - A u), (batch, *shape) -> (batch, *coarse); `vanishing` is a colour known to have no residual."""
         r = f - self.apply(stencil, u)
-        if transfer.own is None or transfer.across is None:
+        if not transfer.weights:
             return _block_sum(r, transfer.factors)
-        t = transfer.own * r
-        for d, b in enumerate(transfer.across):
+        own, *across = transfer.weights
+        t = own * r
+        for d, b in enumerate(across):
             if transfer.factors[d] > 1:
                 t = t + _across(b * r, d, stencil.periodic[d])
         return _block_sum(t, transfer.factors)
@@ -80,21 +79,24 @@ class Reference:
         for d, factor in enumerate(transfer.factors):
             if factor > 1:
                 fine = fine.repeat_interleave(2, dim=d + 1).narrow(d + 1, 0, stencil.shape[d])
-        if transfer.own is None or transfer.across is None:
+        if not transfer.weights:
             return self.relax(stencil, sweeps, f, u + fine)
-        u = u + transfer.own * fine
-        for d, b in enumerate(transfer.across):
+        own, *across = transfer.weights
+        u = u + own * fine
+        for d, b in enumerate(across):
             if transfer.factors[d] > 1:
                 u = u + b * _across(fine, d, stencil.periodic[d])
         return self.relax(stencil, sweeps, f, u)
 
 
-def _checkerboard(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """The parity of the sum of the indices, (1, *shape)."""
-    total = torch.zeros((), dtype=torch.int64, device=device)
-    for n in shape:
-        total = total[..., None] + torch.arange(n, device=device)
-    return (total % 2)[None]
+def of_colour(sweep: Relaxation) -> Tensor:
+    """The weight of a sweep where it relaxes, zero elsewhere."""
+    if sweep.colour is None:
+        return sweep.weight
+    total = torch.zeros((), dtype=torch.int64, device=sweep.weight.device)
+    for n in sweep.weight.shape[1:]:
+        total = total[..., None] + torch.arange(n, device=total.device)
+    return torch.where(total % 2 == sweep.colour, sweep.weight, 0.0)
 
 
 def _block_sum(u: Tensor, factors: tuple[int, ...]) -> Tensor:

@@ -57,7 +57,8 @@ class Relaxation:
     Attributes:
         weight: s (batch or 1, *shape), about 1 / D; zero outside the domain.
         colour: 0 or 1, the parity of the sum of the indices; None for all points (Jacobi).
-        exact: whether s = 1 / D, so that the sweep is Gauss-Seidel and leaves no residual at its colour.
+        exact: whether s = 1 / D, so that the sweep is Gauss-Seidel and leaves no residual at its colour. Outside the domain it keeps
+            u or makes it zero.
     """
 
     weight: Tensor
@@ -79,6 +80,11 @@ class Transfer:
     factors: tuple[int, ...]
     own: Tensor | None = None
     across: tuple[Tensor, ...] | None = None
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """a and then b_d, or nothing."""
+        return () if self.own is None or self.across is None else (self.own, *self.across)
 
     def coarse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the grid of blocks."""
