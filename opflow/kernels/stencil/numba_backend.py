@@ -75,16 +75,17 @@ class Numba:
         rows = Rows.of(stencil, (f, u), weights, transfer.factors)
         out = u.new_empty(rows.batch, *transfer.coarse_shape(stencil.shape))
         if not weights:
-            numbers = (*rows.coefficients(stencil.diagonal), *rows.per_axis(stencil.upper))
             colour = -1 if vanishing is None else vanishing
-            geometry = (rows.shape, rows.rings, rows.axes, rows.block, rows.factors, rows.operators)
-            arguments = (flat(out), rows.field(f), rows.field(u), *numbers, colour, *geometry)
-            rows.share(numba_kernel.restrict, arguments, rows.units, rows.factors[0])
+            arrays = flat(
+                (out, *rows.fields(f, u), *rows.coefficients(stencil.diagonal), *rows.per_axis(stencil.upper))
+            )
+            geometry = (colour, rows.shape, rows.rings, rows.axes, rows.block, rows.factors, rows.operators)
+            rows.share(numba_kernel.restrict, (*arrays, *geometry), rows.units, rows.factors[0])
             return out
-        numbers = (*rows.coefficients(weights[0]), *rows.per_axis(weights[1:]))
-        r = rows.field(_residual(stencil, f, u))
-        arguments = (flat(out), r, *numbers, rows.shape, rows.rings, rows.factors, rows.operators)
-        planes, lines = (-(-n // factor) for n, factor in zip(rows.shape[:2], rows.factors[:2], strict=True))
+        r = rows.fields(_residual(stencil, f, u))
+        arrays = flat((out, *r, *rows.coefficients(weights[0]), *rows.per_axis(weights[1:])))
+        planes, lines, _ = rows.coarse
+        arguments = (*arrays, rows.shape, rows.rings, rows.factors, rows.operators)
         rows.share(numba_kernel.collect, arguments, planes if planes > 1 else lines)
         return out
 
@@ -109,13 +110,13 @@ def _residual(stencil: Stencil, f: Tensor | None, u: Tensor, weight: Tensor | No
 
     rows = Rows.of(stencil, (u,) if f is None else (f, u), () if weight is None else (weight,))
     out = u.new_empty(rows.batch, *stencil.shape)
-    numbers = (*rows.coefficients(stencil.diagonal), *rows.per_axis(stencil.upper))
-    relaxation = numbers[0] if weight is None else rows.coefficients(weight)[0]
-    geometry = (rows.shape, rows.rings, rows.axes, rows.block, rows.operators)
     result = PRODUCT if f is None else RESIDUAL if weight is None else RELAXED
-    field = rows.field(u)
-    arguments = (flat(out), result, field if f is None else rows.field(f), field, relaxation, *numbers, *geometry)
-    rows.share(numba_kernel.residual, arguments, rows.units)
+    # What is not given is not read either.
+    fields = rows.fields(u if f is None else f, u)
+    numbers = rows.coefficients(stencil.diagonal if weight is None else weight, stencil.diagonal)
+    arrays = flat((out, *fields, *numbers, *rows.per_axis(stencil.upper)))
+    geometry = (rows.shape, rows.rings, rows.axes, rows.block, rows.operators)
+    rows.share(numba_kernel.residual, (result, *arrays, *geometry), rows.units)
     return out
 
 
@@ -132,33 +133,19 @@ def _sweep(
     from opflow.kernels.stencil import numba_kernel
 
     weights = () if transfer is None else transfer.weights
-    fields = [f, u] if e is None else [f, u, e]
     factors = (1,) * len(stencil.shape) if transfer is None else transfer.factors
-    rows = Rows.of(stencil, fields, (*(sweep.weight for sweep in sweeps), *weights), factors)
-    whole = (rows.batch, *stencil.shape)
-    u = u.expand(whole).contiguous()
+    e = u if e is None else e
+    rows = Rows.of(stencil, (f, u, e), (*(sweep.weight for sweep in sweeps), *weights), factors)
+    u, f, e = rows.fields(u, f, e)
     numbers = (*rows.coefficients(stencil.diagonal), *rows.per_axis(stencil.upper))
-    once = {id(sweep.weight): sweep.weight for sweep in sweeps}
-    as_array = dict(zip(once, rows.coefficients(*once.values()), strict=True))
+    interpolation = (*rows.coefficients(weights[0]), *rows.per_axis(weights[1:])) if weights else numbers
     # The loops are compiled for a number of weights, so that numbers are rounded up; no stage reads what fills the gap.
     gap = -len(sweeps) % SWEEPS if sweeps else SWEEPS
-    relaxation = tuple([as_array[id(sweep.weight)] for sweep in sweeps] + [numbers[-1]] * gap)
+    relaxation = (*rows.coefficients(*(sweep.weight for sweep in sweeps)), *numbers[:1] * gap)
     colours = tuple([sweep.colour for sweep in sweeps] + [0] * gap)
     exact = all(sweep.exact for sweep in sweeps)
-    coarse = numbers[-1] if e is None else rows.field(e)
-    interpolation = (*rows.coefficients(weights[0]), *rows.per_axis(weights[1:])) if weights else numbers
-    arguments = (
-        flat(u),
-        rows.field(f),
-        relaxation,
-        colours,
-        exact,
-        *numbers,
-        start,
-        coarse,
-        bool(weights),
-        *interpolation,
-    )
+    stages = (flat(relaxation), colours, exact, start, bool(weights))
     geometry = (rows.factors, rows.shape, rows.rings, rows.axes, rows.block, rows.operators, rows.lag)
-    rows.share_sweeps(numba_kernel.sweep, (*arguments, *geometry), len(sweeps) + (start == CORRECTION))
+    arguments = (*flat((u, f)), *stages, *flat(numbers), *flat((e, *interpolation)), *geometry)
+    rows.share_sweeps(numba_kernel.sweep, arguments, len(sweeps) + (start == CORRECTION))
     return u

@@ -86,7 +86,7 @@ def add_neighbours(t, f, u, w0, w1, w2, field, operator, i, j, end, shape, rings
 
 
 @compiled
-def residual(out, result, f, u, weight, diagonal, w0, w1, w2, shape, rings, axes, block, operators, fields, units):
+def residual(result, out, f, u, weight, diagonal, w0, w1, w2, shape, rings, axes, block, operators, fields, units):
     """out = A u, f - A u or u + weight (f - A u), as `result` says."""
     n0, n1, n = shape
     points = n0 * n1 * n
@@ -190,7 +190,7 @@ def relax_row(u, t, weight, exact, diagonal, at, here, x, n, first):
 
 @compiled
 def sweep(
-    u, f, weights, colours, exact, diagonal, w0, w1, w2, start, e, weighted, own, a0, a1, a2, factors, shape, rings, axes, block,
+    u, f, weights, colours, exact, start, weighted, diagonal, w0, w1, w2, e, own, a0, a1, a2, factors, shape, rings, axes, block,
     operators, lag, fields, units, shrink, stages,
 ):  # fmt: skip
     """Sweeps of one colour each, in place, one unit behind the other.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opflow.kernels.stencil.stencil import Stencil
+from opflow.kernels.stencil.geometry import Geometry
 
 # Numbers for each thread below which a thread costs more than it saves.
 SHARE = 1 << 15
@@ -29,35 +28,8 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Three axes, rows along the last one, in units: planes, or blocks of rows where there is but one plane.
-
-    Attributes:
-        batch: of the fields.
-        operators: of the coefficients, 1 or as many.
-        shape, rings: of the three axes; missing ones in front have one point.
-        axes: those that are not missing.
-        factors: of a transfer.
-    """
-
-    batch: int
-    operators: int
-    shape: tuple[int, int, int]
-    rings: tuple[bool, bool, bool]
-    axes: int
-    factors: tuple[int, int, int]
-
-    @staticmethod
-    def of(
-        stencil: Stencil, fields: Sequence[Tensor], coefficients: Sequence[Tensor] = (), factors: tuple[int, ...] = ()
-    ) -> Rows:
-        """The grid of a stencil for these fields, with further coefficients beside the stencil's own."""
-        operators = max(t.shape[0] for t in (stencil.diagonal, *stencil.upper, *coefficients))
-        sizes = [t.shape[0] for t in fields]
-        batch = 0 if 0 in sizes else max(operators, *sizes)
-        missing = 3 - len(stencil.shape)
-        shape, rings = (1,) * missing + stencil.shape, (False,) * missing + stencil.periodic
-        return Rows(batch, operators, shape, rings, 3 - missing, (1,) * (3 - len(factors)) + tuple(factors))  # type: ignore[arg-type]
+class Rows(Geometry):
+    """Rows along the last axis, in units: planes, or blocks of rows where there is but one plane."""
 
     @property
     def solid(self) -> bool:
@@ -82,21 +54,7 @@ class Rows:
     @property
     def workers(self) -> int:
         """Threads worth having, of those that torch may use."""
-        return max(1, min(torch.get_num_threads(), self.batch * math.prod(self.shape) // SHARE))
-
-    def field(self, u: Tensor) -> Any:
-        """A field of the whole batch as a flat array, u's own numbers where it is contiguous."""
-        return flat(u if u.shape[0] == self.batch else u.expand(self.batch, *u.shape[1:]))
-
-    def coefficients(self, *tensors: Tensor) -> tuple[Any, ...]:
-        """Flat arrays, one set for all fields or one a field."""
-        many = self.operators
-        return tuple([flat(t if t.shape[0] == many else t.expand(many, *t.shape[1:])) for t in tensors])
-
-    def per_axis(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The coefficients of the three axes; those of the last one stand for missing ones."""
-        arrays = self.coefficients(*tensors)
-        return arrays[-1:] * (3 - len(arrays)) + arrays
+        return max(1, min(torch.get_num_threads(), self.batch * self.points // SHARE))
 
     def share(self, kernel: Callable[..., None], arguments: tuple[Any, ...], units: int, multiple: int = 1) -> None:
         """kernel(*arguments, fields, units) for all fields and units; spans of units begin at multiples of `multiple`."""
@@ -152,9 +110,9 @@ def cut(count: int, parts: int, multiple: int = 1) -> list[Span]:
     return list(pairwise(ends))
 
 
-def flat(tensor: Tensor) -> Any:
-    """The numbers of a tensor in a row; its own memory where it is contiguous."""
-    return tensor.detach().numpy().ravel()
+def flat(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The memory of contiguous tensors, each as one row of numbers."""
+    return tuple([tensor.numpy().ravel() for tensor in tensors])
 
 
 def run(tasks: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
