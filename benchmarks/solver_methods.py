@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.solver_tasks import Case, System
-from opflow.solvers import ConjugateGradient, FaceStencil, FastPoisson, Multigrid
+from opflow.solvers import ConjugateDirection, ConjugateGradient, FaceStencil, FastPoisson, Multigrid, SetUpOnce
 
 OURS = "multigrid V"
 
@@ -43,26 +43,14 @@ class Method:
     refusal: Callable[[Case], str | None] = lambda case: None
 
 
-class Prepared:
-    """A preconditioner that is set up already, so that a solve does not pay for it again."""
-
-    linear = symmetric = deterministic = True
-
-    def __init__(self, M: Any) -> None:
-        self.apply = M.apply
-
-    def setup(self, A: Any) -> Prepared:
-        return self
-
-
 def within(make: Callable[[], Any]) -> tuple[Callable[[System], Any], Callable[[Any, System, float], Run]]:
     """Setup and solve of one of our preconditioners inside our conjugate gradients."""
 
     def setup(system: System) -> Any:
-        return make().setup(system.A)
+        return SetUpOnce(make()).setup(system.A)
 
     def solve(M: Any, system: System, rtol: float) -> Run:
-        return _run(ConjugateGradient(Prepared(M), rtol=rtol, max_steps=1000).solve(system.A, system.b))
+        return _run(ConjugateGradient(M, rtol=rtol, max_steps=1000).solve(system.A, system.b))
 
     return setup, solve
 
@@ -173,6 +161,8 @@ def _arrays(state: Any) -> Iterator[Any]:
                 if hasattr(level, name):
                     m = getattr(level, name)
                     yield from (m.data, m.indices, m.indptr)
+    elif isinstance(state, SetUpOnce):
+        yield from _arrays(state._part)
     elif isinstance(state, Multigrid | FastPoisson):  # but not the operator, which every method has
         yield from _arrays({name: value for name, value in vars(state).items() if not isinstance(value, FaceStencil)})
 

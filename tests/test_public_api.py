@@ -30,7 +30,7 @@ SURFACE = {
         "SquaredExponentialField", "TrigonometricSpace",
     ],
     "opflow.losses": ["DataMisfit", "DirectionLoss", "relative_h1", "relative_l2"],
-    "opflow.solvers": ["AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid", "Reason", "Solution", "SolverError", "implicit_solve"],
+    "opflow.solvers": ["AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid", "Reason", "SetUpOnce", "Solution", "SolverError", "implicit_solve"],
     "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
     "opflow.training": ["evaluate", "fit", "load_checkpoint", "save_checkpoint"],
     "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],

@@ -8,6 +8,7 @@ from opflow.solvers.fast_poisson import FastPoisson
 from opflow.solvers.implicit import implicit_solve
 from opflow.solvers.linear_operator import LinearOperator
 from opflow.solvers.multigrid import Multigrid
+from opflow.solvers.set_up_once import SetUpOnce
 from opflow.solvers.solution import Reason, Solution, SolverError
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LinearOperator",
     "Multigrid",
     "Reason",
+    "SetUpOnce",
     "Solution",
     "SolverError",
     "implicit_solve",

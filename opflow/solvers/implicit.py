@@ -15,6 +15,7 @@ from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.linear_operator import LinearOperator, as_operator
 from opflow.solvers.linear_system import dot, largest, norm
 from opflow.solvers.multigrid import Multigrid
+from opflow.solvers.set_up_once import SetUpOnce
 from opflow.solvers.solution import Solution, SolverError
 
 
@@ -96,33 +97,12 @@ class _ImplicitSolve(torch.autograd.Function):
         return None, None, multiplier, *gradients
 
 
-class _SetUpOnce:
-    """A preconditioner or direction of one solve and its adjoint: the second `setup`, on the same A, is not repeated."""
-
-    def __init__(self, part: Any) -> None:
-        # A copy: the caller's may be set up on another operator before the backward pass comes.
-        self._part, self._ready = copy.copy(part), False
-
-    def setup(self, A: Any) -> _SetUpOnce:
-        if not self._ready:
-            self._part.setup(A)
-            self._ready = True
-        return self
-
-    def __call__(self, r: Tensor) -> Tensor:
-        result: Tensor = self._part(r)
-        return result
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._part, name)
-
-
 def _private(solver: Any) -> Any:
     """The solver with a preconditioner (or network direction) of its own that is set up once, and failures as values."""
     solver = copy.copy(solver)
     for name in ("preconditioner", "direction"):
         if hasattr(getattr(solver, name, None), "setup"):
-            setattr(solver, name, _SetUpOnce(getattr(solver, name)))
+            setattr(solver, name, SetUpOnce(getattr(solver, name)))
     if hasattr(solver, "raise_on_failure"):
         solver.raise_on_failure = False
     return solver
