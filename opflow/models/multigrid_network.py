@@ -69,7 +69,7 @@ class CycleCoefficients(nn.Module):
         """The coefficients of one level.
 
         Args:
-            couplings: the parts of its stencil, `opflow.solvers.coarsening.Couplings`.
+            couplings: the parts of its stencil, `opflow.kernels.stencil.couplings.Couplings`.
             factors: the points of a block an axis, 1 or 2.
             level: 0 for the finest.
 

@@ -193,9 +193,9 @@ def test_coarse_grids_are_aggregates_down_to_a_point(dim: int) -> None:
     torch.testing.assert_close(Reference().apply(coarse.stencil, e), galerkin / 2)
     reacting = FaceStencil(A.weights, reaction=a, layout="cells")
     unit = reacting.diagonal().max()
-    found = stencil_levels(reacting, torch.float64)[1].reaction
+    found = stencil_levels(reacting, torch.float64)[1].couplings.reaction
     torch.testing.assert_close(found, restricted(a) / unit)
-    assert not fine.reaction.any()
+    assert fine.couplings.reaction is None
 
 
 def test_weak_axes_are_left_alone_until_they_are_strong() -> None:

@@ -18,7 +18,7 @@ from opflow.losses.conjugate_gradient import EnergyReduction
 from opflow.models import multigrid_network
 from opflow.models.multigrid_network import WEIGHTS, MultigridNetwork, TunedCycle
 from opflow.models.recipe import build_model
-from opflow.solvers.coarsening import Couplings
+from opflow.kernels.stencil.couplings import Couplings
 from opflow.solvers.conjugate_gradient import ConjugateGradient
 from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.multigrid import Multigrid

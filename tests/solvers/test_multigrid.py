@@ -14,7 +14,7 @@ from opflow.kernels.stencil.reference import Reference
 from opflow.pde.random_field import CosineField, sample_generators
 from opflow.problems import Poisson
 from opflow.solvers import ConjugateGradient, FaceStencil, Multigrid, Reason
-from opflow.solvers.coarsening import Couplings
+from opflow.kernels.stencil.couplings import Couplings
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -1,15 +1,15 @@
-"""From a stencil to the one on blocks of its points: what a geometric multigrid cycle solves on its coarser grids."""
+"""A stencil by its parts, and from it the one on blocks of its points: what a geometric multigrid cycle solves on its coarser grids."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from opflow.kernels.stencil.stencil import Stencil, Transfer
-from opflow.solvers.face_stencil import FaceStencil
 
 # An axis is coarsened if its mean coupling is above this share of the strongest one's.
 STRONG = 0.25
@@ -37,22 +37,28 @@ class Couplings:
     wall: tuple[float, ...]
 
     @staticmethod
-    def of(A: FaceStencil, scale: Tensor | float = 1.0) -> Couplings:
-        """The parts of `scale` A."""
-        scaled = [None if t is None else t * scale for t in (*A.stencil.upper, *A.anchors, A.reaction)]
+    def of(A: Any, scale: Tensor | float = 1.0) -> Couplings:
+        """The parts of `scale` A, a `FaceStencil` or what has its stencil, anchors, reaction, corners, mask, periodic and layout."""
+        pairs = [_without_itself(w, axis) for axis, w in enumerate(A.stencil.upper, start=1)]
+        scaled = [None if t is None else t * scale for t in (*pairs, *A.anchors, A.reaction)]
         dim = len(A.shape)
         corners = None if A.corners is None else (A.corners[0] * scale, A.corners[1] * scale)
         wall = tuple(1.0 if kind == "nodes" else 0.5 for kind in A.layout)
         return Couplings(tuple(scaled[:dim]), tuple(scaled[dim:-1]), scaled[-1], corners, A.mask, A.periodic, wall)  # type: ignore[arg-type]
 
-    def to(self, dtype: torch.dtype) -> Couplings:
-        """The same parts in another precision."""
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Couplings:
+        """The same parts in another precision or on another device."""
+
+        def moved(t: Tensor) -> Tensor:
+            return t.to(dtype=dtype, device=device)
+
         return replace(
             self,
-            upper=tuple(w.to(dtype) for w in self.upper),
-            held=tuple(None if hold is None else hold.to(dtype) for hold in self.held),
-            reaction=None if self.reaction is None else self.reaction.to(dtype),
-            corners=None if self.corners is None else (self.corners[0].to(dtype), self.corners[1].to(dtype)),
+            upper=tuple(moved(w) for w in self.upper),
+            held=tuple(None if hold is None else moved(hold) for hold in self.held),
+            reaction=None if self.reaction is None else moved(self.reaction),
+            corners=None if self.corners is None else (moved(self.corners[0]), moved(self.corners[1])),
+            mask=None if self.mask is None else self.mask.to(device=device),
         )
 
     @property
@@ -115,7 +121,7 @@ class Couplings:
                 if other != d and factor > 1:
                     w = _sum_along(w, other + 1, 2)
                     hold = None if hold is None else _sum_along(hold, other + 1, 2)
-            upper.append(w)
+            upper.append(_without_itself(w, axis))
             held.append(hold)
         reaction, mask = self.reaction, self.mask
         for d, factor in enumerate(factors):
@@ -159,6 +165,11 @@ def transfer(factors: tuple[int, ...], mask: Tensor | None, across: tuple[Tensor
     if mask is not None:
         own = own * mask
     return Transfer(factors, own.contiguous(), tuple(b.contiguous() for b in across))
+
+
+def _without_itself(w: Tensor, axis: int) -> Tensor:
+    """Round a ring of one point the point is its own neighbour, to no effect."""
+    return torch.zeros_like(w) if w.shape[axis] == 1 else w
 
 
 def _mean_coupling(w: Tensor) -> float:
