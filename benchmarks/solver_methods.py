@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.solver_tasks import Case, System
 from opflow.solvers import ConjugateDirection, ConjugateGradient, FaceStencil, FastPoisson, Multigrid, SetUpOnce
 
 OURS = "multigrid V"
+ROOT = Path(__file__).parents[1]
+DIRECTIONS = {2: ROOT / "runs" / "poisson_conjugate_direction", 3: ROOT / "runs" / "poisson_conjugate_direction_3d"}
 
 
 class Run(NamedTuple):
@@ -97,8 +99,31 @@ def incomplete_cholesky(system: System) -> Any:
     return ilupp.IChol0Preconditioner(csr_matrix(system.matrix))  # it takes matrices, not arrays
 
 
-def conjugate_directions(network: Any) -> Callable[[Any, System, float], Run]:
-    return lambda _, system, rtol: _run(ConjugateDirection(network, rtol=rtol, max_steps=500).solve(system.A, system.b))
+def conjugate_directions(dim: int) -> Method | None:
+    """The multilevel network that `examples/poisson_conjugate_direction.py` trained on 64 x 64 or 16^3 domains; None before it has run."""
+    from opflow.models import DirectionNetwork
+    from opflow.training import load_checkpoint
+
+    folder = DIRECTIONS[dim] / "checkpoints"
+    if not folder.exists():
+        return None
+    network = DirectionNetwork.build(dim)
+    load_checkpoint(folder, network)
+
+    def solve(part: SetUpOnce, system: System, rtol: float) -> Run:
+        return _run(ConjugateDirection(part, rtol=rtol, max_steps=1000).solve(system.A, system.b))
+
+    return Method(
+        "deep conjugate directions",
+        lambda system: SetUpOnce(network).setup(system.A),
+        solve,
+        slow=True,
+        refusal=not_smoke,
+    )
+
+
+def not_smoke(case: Case) -> str | None:
+    return None if case.family.startswith("smoke") else "trained among obstacles"
 
 
 def has_corners(case: Case) -> str | None:
@@ -107,15 +132,12 @@ def has_corners(case: Case) -> str | None:
 
 def learned(kind: str) -> list[Method]:
     """The shipped cycle of this dimension, and its ablation of five scalars."""
-    from opflow.models import MultigridNetwork
+    from opflow.models import MultigridNetwork, TunedCycle
 
     found = []
-    for name, pretrained in (
-        ("learned multigrid", f"elliptic-{kind}"),
-        ("five tuned scalars", f"elliptic-{kind}-scalars"),
-    ):
-        network = MultigridNetwork.from_pretrained(pretrained)
-        setup, solve = within(lambda network=network: Multigrid(coefficients=network))
+    for name, cls in (("learned multigrid", MultigridNetwork), ("five tuned scalars", TunedCycle)):
+        coefficients = cls.from_pretrained(f"elliptic-{kind}")
+        setup, solve = within(lambda coefficients=coefficients: Multigrid(coefficients=coefficients))
         found.append(Method(name, setup, solve, refusal=has_corners))
     return found
 
@@ -131,7 +153,8 @@ def methods(case: Case) -> list[Method]:
         Method("IC(0) (ilupp)", incomplete_cholesky, scipy_cg, slow=True),
         Method("no preconditioner", lambda system: None, plain(case.steps), slow=True),
     ]
-    return found
+    directions = conjugate_directions(len(case.shape))
+    return [*found[:2], *learned(f"{len(case.shape)}d"), *([] if directions is None else [directions]), *found[2:]]
 
 
 def size(state: Any) -> int:
@@ -161,6 +184,9 @@ def _arrays(state: Any) -> Iterator[Any]:
                 if hasattr(level, name):
                     m = getattr(level, name)
                     yield from (m.data, m.indices, m.indptr)
+    elif isinstance(state, nn.Module):  # a network, and what it keeps of the operator
+        yield from state.parameters()
+        yield from _arrays([getattr(module, "_levels", []) for module in state.modules()])
     elif isinstance(state, SetUpOnce):
         yield from _arrays(state._part)
     elif isinstance(state, Multigrid | FastPoisson):  # but not the operator, which every method has
@@ -175,8 +201,3 @@ def bytes_held(name: str, state: Any, system: System) -> float | None:
     if state is None:
         return 0.0
     return size(state) / system.unknowns
-
-
-def torch_single_thread() -> None:
-    """One thread everywhere, as the table says."""
-    torch.set_num_threads(1)

@@ -14,6 +14,12 @@ HEADER = (
     "bytes an unknown", "true residual, worst",
 )  # fmt: skip
 
+CLASSICAL, SCALARS, LEARNED = "multigrid V", "five tuned scalars", "learned multigrid"
+VERDICT = (
+    "case", "iterations: multigrid V", "five tuned scalars", "learned", "solve time, learned / multigrid V", "fewest iterations",
+    "least setup + solve, times multigrid V",
+)  # fmt: skip
+
 
 def solvers(path: Path) -> str:
     """One table a case, with the command and the machine."""
@@ -31,6 +37,24 @@ def solvers(path: Path) -> str:
         lines = [_line(name, method) for name, method in case["methods"].items()]
         parts += [f"**{case['title']}**", table(HEADER, lines)]
     return "\n\n".join(parts)
+
+
+def verdict(path: Path) -> str:
+    """Per case which method takes the fewest iterations and which the least time, and what the learned cycle does beside the classical one."""
+    if not path.exists():
+        return "*Not measured yet.*"
+    lines = []
+    for case in json.loads(path.read_text(encoding="utf-8"))["notes"]["cases"].values():
+        methods = case["methods"]
+        fewest = min(methods, key=lambda name: methods[name]["iterations"])
+        fastest = min(methods, key=lambda name: methods[name]["total over ours"])
+        row = [case["title"]]
+        for name in (CLASSICAL, SCALARS, LEARNED):
+            row.append(f"{methods[name]['iterations']:g}" if name in methods else "-")
+        row.append(f"{methods[LEARNED]['solve over ours']:.2f}" if LEARNED in methods else "-")
+        row += [f"{fewest}, {methods[fewest]['iterations']:g}", f"{fastest}, {methods[fastest]['total over ours']:.2f}"]
+        lines.append(row)
+    return table(VERDICT, lines)
 
 
 def _line(name: str, method: Mapping[str, Any]) -> list[str]:
