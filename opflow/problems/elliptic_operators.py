@@ -27,13 +27,14 @@ class EllipticOperators:
     - "log-normal":  a = c^(g / 4)
     - "anisotropic": the same with c <= 10, times e along one axis, the same axis and e for all that are drawn together
 
-    with u = 0 on all sides, g a `PeriodicField` of unit variance (alpha = 3, tau = 12.5) and log c uniform in its interval.
+    with u = 0 on all sides, g a `PeriodicField` of unit variance (alpha = 3) and log c uniform in its interval.
 
     Args:
         kind: one of these.
         contrast: the interval of c.
         anisotropy: the interval of e, for "anisotropic".
         obstacles: how many, at least and at most.
+        tau: of g; its inverse is about the length of what is seen in a medium.
         cutoff: modes of g per axis.
         layout: of the grids that `grid` makes.
 
@@ -46,6 +47,7 @@ class EllipticOperators:
     contrast: Interval = (2.0, 1e5)
     anisotropy: Interval = (0.01, 1.0)
     obstacles: tuple[int, int] = (0, 8)
+    tau: float = 12.5
     cutoff: int = 32
     layout: str = "cells"
 
@@ -69,7 +71,7 @@ class EllipticOperators:
         logs = torch.tensor([_log_uniform(g, self.contrast) for g in generators], dtype=torch.float64).log()
         axis = int(generators[0].integers(grid.dim))
         ratio = _log_uniform(generators[0], self.anisotropy)
-        law = PeriodicField(alpha=3.0, tau=12.5, cutoff=self.cutoff)
+        law = PeriodicField(alpha=3.0, tau=self.tau, cutoff=self.cutoff)
         g = law.evaluate(law.coefficients(generators, grid.dim), grid) / law.standard_deviation(grid.dim)
         g = (g > 0).double() - 0.5 if self.kind == "two-phase" else g / 4
         a = (logs.view(-1, *[1] * grid.dim) * g).exp()

@@ -120,15 +120,15 @@ def test_symmetric_and_positive_whatever_the_parameters(kind: str, kind_of_cycle
         torch.testing.assert_close(M.apply(u + 2 * v), Mu + 2 * Mv, rtol=1e-8, atol=1e-10 * float(Mu.abs().max()))
 
 
-@operators
+@pytest.mark.parametrize("kind", ["contrast 1e7", "obstacles, odd sizes", "3d semi-coarsening"])
 def test_a_wild_network_costs_steps_never_correctness(kind: str) -> None:
     A = OPERATORS[kind]()
     b = A.apply(right_sides(A, 1))
     M = Multigrid(coefficients=wild(MultigridNetwork(len(A.shape), 4)), coarsest=30)
-    solution = ConjugateGradient(M, rtol=1e-7, max_steps=1000).solve(A, b)
-    true = (b - A.apply(solution.x)).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
-    assert bool((true[torch.as_tensor(solution.converged)] <= 1e-7).all())
-    assert solution.all_converged or kind == "contrast 1e7", solution.message
+    solution = ConjugateGradient(M, rtol=1e-5, max_steps=200).solve(A, b)
+    true = (b - A.apply(solution.x)).norm() / b.norm()
+    assert bool(solution.converged) == bool(true <= 1e-5)
+    assert solution.converged or kind == "contrast 1e7", solution.message
 
 
 @pytest.mark.parametrize("network", [MultigridNetwork(2, 4), tuned(2)])
