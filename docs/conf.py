@@ -13,6 +13,7 @@ sys.path.insert(0, str(HERE))
 
 import accuracy_table  # noqa: E402
 import measured  # noqa: E402
+import solver_table  # noqa: E402
 
 from opflow import __version__  # noqa: E402
 from opflow.solvers import Reason  # noqa: E402
@@ -49,6 +50,14 @@ myst_substitutions = {
     ),
     "mgno_curves": "![Validation error of FNO and MgNO against seconds of training](../images/darcy64_curves.png)"
     if (HERE / "images" / "darcy64_curves.png").exists()
+    else "",
+    "learned_multigrid": measured.tables(
+        HERE.parent / "benchmarks" / "results", "###", benchmarks={"learned_multigrid"}
+    ),
+    "solvers": solver_table.solvers(HERE.parent / "benchmarks" / "results" / "solvers_cpu.json"),
+    "solver_verdict": solver_table.verdict(HERE.parent / "benchmarks" / "results" / "solvers_cpu.json"),
+    "solver_picture": "![Iterations and seconds against the number of unknowns](images/solvers.png)"
+    if (HERE / "images" / "solvers.png").exists()
     else "",
     "measurements": measured.tables(HERE.parent / "benchmarks" / "results"),
     "reasons": measured.table(

@@ -121,21 +121,25 @@ def main(
             lambda batch: stored[int(batch.index[0])],
             lambda model: Multigrid(coefficients=model, coarsest=4**dim, dtype=torch.float64),
             unrolled,
-            after=lambda batch: (0, 4, 10)[int(batch.index[0]) % 3],
+            after=lambda batch: (0, 4, 10)[int(batch.index[0]) // len(FAMILIES) % 3],
         ),
         network,
     )
     curves: dict[str, tuple[list[float], list[float]]] = {}
 
-    def train(name: str, part: nn.Module, rate: float, epochs: int, penalty: float) -> None:
-        """Adam; keeps the parameters that save most iterations; `penalty` is on the operator where they cost most."""
+    def train(
+        name: str, part: nn.Module, rate: float, epochs: int, bounds: Sequence[tuple[float, Tensor]] = ()
+    ) -> None:
+        """Adam; keeps the parameters that save most iterations, with a penalty on the operator that most exceeds each bound."""
         start = needed(Multigrid(coefficients=network))
-        best, lowest = copy.deepcopy(network.state_dict()), 0.0
 
         def score(_: nn.Module) -> float:
-            change = (needed(Multigrid(coefficients=network)) / start).log()
-            return float(change.mean() + penalty * change.max().clamp(min=0))
+            found = needed(Multigrid(coefficients=network))
+            beyond = [penalty * (found / bound).log().max().clamp(min=0) for penalty, bound in bounds]
+            return float((found / start).log().mean() + sum(beyond))
 
+        with torch.no_grad():
+            best, lowest = copy.deepcopy(network.state_dict()), score(part)
         optimizer = torch.optim.Adam(part.parameters(), rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * len(training), pct_start=0.2)
         curve = curves.setdefault(name, ([], []))
@@ -150,11 +154,12 @@ def main(
         network.load_state_dict(best)
 
     begin = time.perf_counter()
-    train("five numbers", network.tuned, 0.03, tuning_epochs, penalty=0.0)
+    classical = needed(Multigrid())
+    train("five numbers", network.tuned, 0.03, tuning_epochs)
     tuned = copy.deepcopy(network.tuned)
-    train(
-        "network", network, learning_rate, epochs, penalty=10.0
-    )  # no operator may need more iterations than with the five
+    five = needed(Multigrid(coefficients=tuned))
+    # No operator may need more iterations than with the five numbers, nor than with none if that can be had.
+    train("network", network, learning_rate, epochs, bounds=[(100.0, five), (3.0, classical)])
     seconds = time.perf_counter() - begin
     kinds = {"classical": None, "five numbers": tuned, "network": network}
     validation = {

@@ -84,6 +84,7 @@ class EllipticOperators:
 FAMILIES = {
     "obstacles": EllipticOperators("obstacles"),
     "two-phase": EllipticOperators("two-phase"),
+    "high contrast": EllipticOperators("two-phase", contrast=(1e3, 1e5)),
     "log-normal": EllipticOperators("log-normal"),
     "anisotropic": EllipticOperators("anisotropic", contrast=(2.0, 10.0)),
     "darcy": EllipticOperators("two-phase", contrast=(4.0, 12.0), layout="nodes"),
