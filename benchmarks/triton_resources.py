@@ -29,7 +29,7 @@ from opflow.kernels.spectral_conv.triton_tables import padded_modes, padded_poin
 
 ARCHITECTURES = (80, 90)
 RECORD = RESULTS / "triton_resources.json"
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,26 @@ class Launch:
     divisible: tuple[int, ...]
     constants: tuple[tuple[int, Any], ...]
     options: tuple[tuple[str, int], ...]
+
+    @staticmethod
+    def of(jit: Any, arguments: Sequence[Any], constants: dict[str, Any]) -> Launch:
+        """As Triton specialises the kernel `jit` for these arguments."""
+        options = tuple((key, constants[key]) for key in ("num_warps", "num_stages") if key in constants)
+        named = dict(zip(jit.arg_names, arguments, strict=False)) | constants
+        signature, divisible, fixed = [], [], []
+        for i, name in enumerate(jit.arg_names):
+            value = named[name]
+            if isinstance(value, torch.Tensor):
+                signature.append(TYPES[value.dtype])
+                divisible.append(i)
+            elif name in constants or value == 1:
+                signature.append("constexpr")
+                fixed.append((i, value))
+            else:
+                signature.append("i32" if value < 2**31 else "i64")
+                if value % 16 == 0:
+                    divisible.append(i)
+        return Launch(jit, tuple(signature), tuple(divisible), tuple(fixed), options)
 
     @property
     def name(self) -> str:
@@ -77,23 +97,7 @@ class RecordingQueue(Queue):
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Note it."""
-        jit = kernel.kernel
-        options = tuple((key, constants.pop(key)) for key in ("num_warps", "num_stages"))
-        named = dict(zip(jit.arg_names, arguments, strict=False)) | constants
-        signature, divisible, fixed = [], [], []
-        for i, name in enumerate(jit.arg_names):
-            value = named[name]
-            if isinstance(value, torch.Tensor):
-                signature.append(TYPES[value.dtype])
-                divisible.append(i)
-            elif name in constants or value == 1:
-                signature.append("constexpr")
-                fixed.append((i, value))
-            else:
-                signature.append("i32" if value < 2**31 else "i64")
-                if value % 16 == 0:
-                    divisible.append(i)
-        self.launches.append(Launch(jit, tuple(signature), tuple(divisible), tuple(fixed), options))
+        self.launches.append(Launch.of(kernel.kernel, arguments, constants))
 
 
 def record(

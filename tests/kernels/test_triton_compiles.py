@@ -18,6 +18,8 @@ from opflow.files import read_json
 from opflow.functional import spectral_conv
 from opflow.kernels.spectral_conv import triton_analysis, triton_block, triton_mixing, triton_synthesis
 from opflow.kernels.spectral_conv.call import SpectralConvCall
+from opflow.kernels.stencil import triton_backend, triton_kernel
+from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
 
 # Bytes of shared memory that a block may have: of compute capability 8.6 and 8.9 too where the default table serves.
 SHARED = {80: 99 * 1024, 90: 227 * 1024}
@@ -104,6 +106,54 @@ def test_the_record_is_of_the_shipped_configurations() -> None:
                 key = (launch.name, f"sm_{capability}", str(dict(sorted(launch.describe().items()))))
                 assert key in recorded, f"{key} is not in {RECORD.name}"
     assert not any(row["spills"] for row in read_json(RECORD)["kernels"] if row["architecture"] == "sm_90")
+
+
+def stencil_launches(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shapes: dict[tuple[int, ...], Any]
+) -> list[Launch]:
+    """Every launch of a cycle, learned and classical, red-black and Jacobi, on grids of these shapes with these rings."""
+    launches: dict[Launch, None] = {}
+
+    def note(kernel, call, count, tensors, **options: Any) -> None:
+        step = call.points if call.operators > 1 else 0
+        constants = {**options, "SIZE": triton_backend.SIZE, "num_warps": triton_backend.WARPS}
+        launches[Launch.of(kernel, [*tensors, *call.shape, step], constants)] = None
+
+    monkeypatch.setattr(triton_backend, "launch", note)
+    for shape, ring in shapes.items():
+        w = torch.empty(1, *shape, dtype=dtype, device="meta")
+        stencil, backend = Stencil((w,) * len(shape), w, ring), triton_backend.Triton()
+        exact, damped = ([Relaxation(w, colour, kind) for colour in (0, 1)] for kind in (True, False))
+        plain, weighted = Transfer((2,) * len(shape)), Transfer((2,) * len(shape), w, (w,) * len(shape))
+        backend.apply(stencil, w)
+        for sweeps, transfer, vanishing in (
+            (exact, plain, 1),
+            (damped, weighted, None),
+            ([Relaxation(w)], plain, None),
+        ):
+            u = backend.relax(stencil, sweeps, w, None)
+            e = backend.restrict(stencil, transfer, w, u, vanishing=vanishing)
+            backend.correct(stencil, transfer, sweeps, w, u, e)
+    return list(launches)
+
+
+def assert_lean(launches: list[Launch], capability: int) -> None:
+    rows = [compile_launch(launch, capability) for launch in launches]
+    assert {row.kernel for row in rows} == {name for name in vars(triton_kernel) if name.startswith("stencil_")}
+    assert not [row for row in rows if row.stack_bytes or row.spills or row.registers > 128], table(rows)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(80, torch.float32), (90, torch.float64)], ids=str)
+def test_stencils_do_not_spill(capability, dtype, monkeypatch) -> None:
+    assert_lean(stencil_launches(monkeypatch, dtype, {(64, 48, 80): (False,) * 3}), capability)
+
+
+@pytest.mark.slow
+@architectures
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_stencils_on_rings_and_planes_do_not_spill(capability, dtype, monkeypatch) -> None:
+    shapes = {(64, 48, 80): (True, False, True), (63, 64): (True, False), (64, 62): (False, True), (4096,): (False,)}
+    assert_lean(stencil_launches(monkeypatch, dtype, shapes), capability)
 
 
 @pytest.fixture

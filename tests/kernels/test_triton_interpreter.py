@@ -37,6 +37,16 @@ def test_kernels_and_operators() -> None:
     interpreted("tests/kernels/interpreted_triton.py")
 
 
+def test_stencils_on_a_plane() -> None:
+    interpreted("tests/contracts/test_stencil_kernels.py", "-k", "triton and ((7, 4) or nan_and or empty or nothing)")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_stencils_in_one_to_three_dimensions() -> None:
+    interpreted("tests/contracts/test_stencil_kernels.py", "-k", "triton and not refuses", "--timeout=3600")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_larger_sizes() -> None:

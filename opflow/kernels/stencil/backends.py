@@ -12,6 +12,7 @@ from opflow.kernels.stencil.call import StencilCall
 from opflow.kernels.stencil.numba_backend import Numba
 from opflow.kernels.stencil.reference import Reference
 from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
+from opflow.kernels.stencil.triton_backend import Triton
 
 
 class StencilBackend(Backend[StencilCall], Protocol):
@@ -38,4 +39,4 @@ class StencilBackend(Backend[StencilCall], Protocol):
         ...
 
 
-BACKENDS: tuple[StencilBackend, ...] = (Numba(), Reference())
+BACKENDS: tuple[StencilBackend, ...] = (Triton(), Numba(), Reference())

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from opflow.kernels.stencil.stencil import Stencil
 
+# What a pass over a stencil computes: A u, f - A u, or u + s (f - A u).
+PRODUCT, RESIDUAL, RELAXED = range(3)
+
 
 @dataclass(frozen=True)
 class Geometry:

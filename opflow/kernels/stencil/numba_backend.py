@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from opflow.kernels.stencil.call import StencilCall
-from opflow.kernels.stencil.numba_rows import CORRECTION, FIELD, PRODUCT, RELAXED, RESIDUAL, ZERO, Rows, flat
+from opflow.kernels.stencil.geometry import PRODUCT, RELAXED, RESIDUAL
+from opflow.kernels.stencil.numba_rows import CORRECTION, FIELD, ZERO, Rows, flat
 from opflow.kernels.stencil.reference import of_colour
 from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from opflow.kernels.stencil.numba_rows import CORRECTION, PRODUCT, RESIDUAL, ZERO
+from opflow.kernels.stencil.geometry import PRODUCT, RESIDUAL
+from opflow.kernels.stencil.numba_rows import CORRECTION, ZERO
 
 
 def compiled(function):

@@ -20,8 +20,7 @@ SHARE = 1 << 15
 # Numbers in a block of rows: a buffer of them stays in the first-level cache beside what is streamed through it.
 BLOCK = 1 << 10
 
-# What a pass over the stencil computes, and where a run of sweeps starts from.
-PRODUCT, RESIDUAL, RELAXED = range(3)
+# Where a run of sweeps starts from.
 FIELD, ZERO, CORRECTION = range(3)
 
 Span = tuple[int, int]
