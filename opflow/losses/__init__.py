@@ -6,4 +6,14 @@ from opflow.losses.misfit import DataMisfit
 from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 from opflow.losses.objective import Objective, total
 
-__all__ = ["DataMisfit", "DirectionLoss", "EnergyReduction", "Objective", "mean_squared_error", "relative_errors", "relative_h1", "relative_l2", "total"]
+__all__ = [
+    "DataMisfit",
+    "DirectionLoss",
+    "EnergyReduction",
+    "Objective",
+    "mean_squared_error",
+    "relative_errors",
+    "relative_h1",
+    "relative_l2",
+    "total",
+]

@@ -13,9 +13,9 @@ from torch import Tensor
 from opflow.kernels.backend import choose
 from opflow.kernels.stencil.backends import BACKENDS, StencilBackend
 from opflow.kernels.stencil.call import StencilCall
+from opflow.kernels.stencil.couplings import Couplings, transfer
 from opflow.kernels.stencil.reference import Reference
 from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
-from opflow.kernels.stencil.couplings import Couplings, transfer
 from opflow.solvers.face_stencil import FaceStencil
 from opflow.solvers.linear_system import largest
 
