@@ -51,7 +51,7 @@ FEW = [(3,), (2, 2), (7, 4), (4, 1, 5), (5, 8, 12)]
 each_size = pytest.mark.parametrize(
     ("backend", "shape", "dtype", "tolerance"),
     [
-        pytest.param(backend, shape, dtype, tolerance, id=f"{backend.name}-{shape}-{dtype}")
+        pytest.param(backend, shape, dtype, tolerance, id=f"{backend.name}-{'x'.join(map(str, shape))}-{dtype}")
         for backend in FAST
         for dtype, tolerance, step in ((torch.float64, 1e-13, 1), (torch.float32, 5e-6, 3))
         for shape in (FEW[::-1] if backend.name == "triton" else SIZES[::-1])[::step]

@@ -149,6 +149,7 @@ def test_stencils_do_not_spill(capability, dtype, monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @architectures
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_stencils_on_rings_and_planes_do_not_spill(capability, dtype, monkeypatch) -> None:
