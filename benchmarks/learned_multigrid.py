@@ -25,6 +25,7 @@ MORE = {
 }
 NETWORK, TUNED = "network V", "tuned V"
 RTOL = 1e-6
+GROWTH = 1.3
 MOONSHOT = 15  # iterations at contrast 1e4 on 64^3
 
 
@@ -136,6 +137,23 @@ def main() -> None:
         sizes = [size for size in SIZES[dim] if size <= options.largest]
         found = counts(dim, sizes, options.seeds, options.hierarchies)
         table += rows(dim, found)
+        if dim == 2 and {128, 512} <= set(sizes):
+            means = [
+                statistics.mean(m[NETWORK])
+                for family, size, m in found
+                if size in (128, 512) and family.endswith("contrast 1e4")
+            ]
+            growth = means[1] / means[0]
+            table.append(
+                Row(
+                    "contrast 1e4: growth of the mean from 128 to 512 points an axis",
+                    growth,
+                    "x",
+                    f"<= {GROWTH} (moonshot)",
+                    growth <= GROWTH,
+                    NETWORK,
+                )
+            )
         if dim == 3 and 64 in sizes:
             hard = next(m[NETWORK] for family, size, m in found if size == 64 and family.endswith("contrast 1e4"))
             median = statistics.median(hard)
