@@ -64,7 +64,9 @@ def seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def counts(dim: int, sizes: Sequence[int], seeds: int, hierarchies: int) -> list[tuple[str, int, dict[str, list[int]]]]:
+def counts(
+    dim: int, sizes: Sequence[int], seeds: int, seeds_largest: int, hierarchies: int
+) -> list[tuple[str, int, dict[str, list[int]]]]:
     """(family, size, {method: iterations by seed}), the same operators for every method; PyAMG gets `hierarchies` of them."""
     found = []
     solvers = methods(dim)
