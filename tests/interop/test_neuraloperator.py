@@ -505,7 +505,7 @@ PEERS: list[tuple[dict[str, Any], dict[str, Any], list[tuple[int, ...]]]] = [
     ("options", "said", "grids"), PEERS, ids=lambda value: name_of(value) if isinstance(value, dict) else ""
 )
 def test_equal_to_the_peer(peer, options, said, grids) -> None:
-    """To 5e-6 of the largest value in float32; measured: at most 1.3e-6. The peer cannot compute in float64."""
+    """To 1.5e-5 of the largest value in float32; measured: at most 1.3e-6 on one processor and 5e-6 on another. The peer cannot compute in float64."""
     torch.manual_seed(0)
     model = peer.FNO(in_channels=2, out_channels=1, hidden_channels=8, **options).eval()
     for name, parameter in model.named_parameters():  # gates start at one, where a wrong use of them would not show
@@ -519,7 +519,7 @@ def test_equal_to_the_peer(peer, options, said, grids) -> None:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected = model(x)
-        assert (ours(x) - expected).abs().max() < 5e-6 * expected.abs().max(), grid
+        assert (ours(x) - expected).abs().max() < 1.5e-5 * expected.abs().max(), grid
 
 
 def test_the_peers_tucker_model_becomes_dense(peer) -> None:
@@ -528,7 +528,7 @@ def test_the_peers_tucker_model_becomes_dense(peer) -> None:
     ours = from_neuraloperator(model.state_dict())
     x = torch.randn(2, 1, 16, 16)
     with torch.no_grad():
-        assert (ours(x) - model(x)).abs().max() < 5e-6 * model(x).abs().max()
+        assert (ours(x) - model(x)).abs().max() < 1.5e-5 * model(x).abs().max()
     assert real_numbers(ours) == real_numbers(peer.FNO((8, 8), 1, 1, 8)) > real_numbers(model)
 
 

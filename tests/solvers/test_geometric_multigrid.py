@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from opflow import Grid
+from opflow.kernels.stencil.couplings import Couplings
 from opflow.kernels.stencil.reference import Reference
 from opflow.pde.random_field import CosineField, sample_generators
 from opflow.problems import Poisson
 from opflow.solvers import ConjugateGradient, FaceStencil, Multigrid, Reason
-from opflow.kernels.stencil.couplings import Couplings
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
