@@ -68,6 +68,10 @@ bench: $(VENV)/.installed-viz-cli-bench
 	$(BIN)/python -m benchmarks.darcy_fno
 	$(BIN)/python -m benchmarks.evolution
 	$(BIN)/python -m benchmarks.mgno_step
+	$(BIN)/python examples/poisson_conjugate_direction.py --resume
+	$(BIN)/python examples/poisson_conjugate_direction.py --dim 3 --resume --out runs/poisson_conjugate_direction_3d
+	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.learned_multigrid
 
 accuracy: $(VENV)/.installed-viz-cli
 	$(BIN)/python -m benchmarks.accuracy --row all
@@ -79,6 +83,7 @@ bench-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.darcy_fno --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.evolution --device cuda
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.mgno_step --device cuda
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.multigrid_device --device cuda
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W -b html docs docs/_build/html

@@ -18,7 +18,9 @@ BENCHMARKS = (
     "darcy_fno",
     "darcy_generation",
     "evolution",
+    "learned_multigrid",
     "mgno_step",
+    "solvers",
     "spectral_conv",
     "train_step",
 )  # the site shows the others too
