@@ -34,7 +34,8 @@ def solvers(path: Path) -> str:
         + f". {report['notes']['iterations'][0].upper()}{report['notes']['iterations'][1:]}.",
     ]  # fmt: skip
     for case in report["notes"]["cases"].values():
-        lines = [_line(name, method) for name, method in case["methods"].items()]
+        fastest_first = sorted(case["methods"].items(), key=lambda entry: entry[1]["total over ours"])
+        lines = [_line(name, method) for name, method in fastest_first]
         parts += [f"**{case['title']}**", table(HEADER, lines)]
     return "\n\n".join(parts)
 
