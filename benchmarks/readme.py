@@ -18,7 +18,6 @@ BENCHMARKS = (
     "darcy_fno",
     "darcy_generation",
     "evolution",
-    "learned_multigrid",
     "mgno_step",
     "solvers",
     "spectral_conv",
