@@ -336,6 +336,8 @@ def test_steps_of_conjugate_directions_hardly_grow_with_the_size(dim: int, tmp_p
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_learned_multigrid_end_to_end(dim: int, tmp_path: Path) -> None:
+    import torch
+
     from opflow.files import read_tensors
     from opflow.models import MultigridNetwork
 
@@ -353,10 +355,9 @@ def test_learned_multigrid_end_to_end(dim: int, tmp_path: Path) -> None:
     ratio = main(dim=dim, **tiny, save="tiny", out=out)
     results, record = (json.loads((out / name).read_text()) for name in ("results.json", "tiny.json"))
     assert 0.3 < ratio < 1.5 and results["network over five tuned numbers"] == ratio
-    kinds = ("network", "five numbers", "classical")  # what is kept is no worse than what it began from
-    for family in results["validation"]["network"]:
-        needed = [results["validation"][kind][family] for kind in kinds]
-        assert needed == sorted(needed) and needed[0] > 1
+    needed = {kind: torch.tensor(list(found.values())) for kind, found in results["validation"].items()}
+    assert (needed["network"] <= 1.01 * needed["five numbers"]).all()  # of every family, since each operator is a bound
+    assert needed["five numbers"].log().mean() <= needed["classical"].log().mean() + 0.01 and needed["network"].min() > 1
     network = MultigridNetwork.build(**{k: v for k, v in record["recipe"].items() if k != "model"})
     network.load_state_dict(read_tensors(out / "tiny.safetensors", expected_sha256=record["sha256"]))
     assert len(record["tuned"]) == 5
