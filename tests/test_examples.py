@@ -357,7 +357,9 @@ def test_learned_multigrid_end_to_end(dim: int, tmp_path: Path) -> None:
     assert 0.3 < ratio < 1.5 and results["network over five tuned numbers"] == ratio
     needed = {kind: torch.tensor(list(found.values())) for kind, found in results["validation"].items()}
     assert (needed["network"] <= 1.01 * needed["five numbers"]).all()  # of every family, since each operator is a bound
-    assert needed["five numbers"].log().mean() <= needed["classical"].log().mean() + 0.01 and needed["network"].min() > 1
+    assert (
+        needed["five numbers"].log().mean() <= needed["classical"].log().mean() + 0.01 and needed["network"].min() > 1
+    )
     network = MultigridNetwork.build(**{k: v for k, v in record["recipe"].items() if k != "model"})
     network.load_state_dict(read_tensors(out / "tiny.safetensors", expected_sha256=record["sha256"]))
     assert len(record["tuned"]) == 5

@@ -38,7 +38,9 @@ def _transform(
         wave = torch.cos if sides == ("neumann", "dirichlet") else torch.sin
         vectors = wave(angle[:, None] * (i + 0.5))
     else:
-        raise ValueError(f"FastPoisson has no transform for {layout} with {sides[0]} and {sides[1]} sides; use Multigrid.")
+        raise ValueError(
+            f"FastPoisson has no transform for {layout} with {sides[0]} and {sides[1]} sides; use Multigrid."
+        )
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     return vectors.to(dtype=dtype, device=device), (2 - 2 * torch.cos(angle)).to(dtype=dtype, device=device)
 
@@ -79,7 +81,9 @@ class FastPoisson:
                 f"FastPoisson needs a FaceStencil to know the grid, but A is a {type(A).__name__}; build one with FaceStencil.from_coefficient."
             )
         if A.reaction is not None or A.corners is not None:
-            raise ValueError("FastPoisson inverts -div(a grad u) alone, but A has a reaction or corner weights; use Multigrid.")
+            raise ValueError(
+                "FastPoisson inverts -div(a grad u) alone, but A has a reaction or corner weights; use Multigrid."
+            )
         dim = len(A.shape)
         eigenvalues = torch.zeros((), dtype=A.dtype, device=A.device)
         self._vectors = []
