@@ -20,7 +20,9 @@ def closed_parts(stencil: Stencil, mask: Tensor | None, anchored: Tensor) -> Ten
     shape = stencil.shape
     couplings = stencil.upper if stencil.corners is None else (*stencil.upper, *stencil.corners)
     sizes = [couplings[0].shape[0], anchored.shape[0], 1 if mask is None else mask.shape[0]]
-    batch = min(sizes) if 0 in sizes else max(sizes)
+    if 0 in sizes:  # no operator
+        return None
+    batch = max(sizes)
     if mask is None and _all_coupled(stencil):
         if bool(anchored.flatten(1).any(1).all()):
             return None

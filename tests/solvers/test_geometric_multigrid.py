@@ -82,11 +82,17 @@ CYCLES = {
     "one sweep": lambda **o: Multigrid(sweeps=1, coarsening="full", **o),
 }
 operators = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS.keys())
-cycles = pytest.mark.parametrize("cycle", CYCLES.values(), ids=CYCLES.keys())
 
 
-@operators
-@cycles
+@pytest.mark.parametrize(
+    ("operator", "cycle"),
+    [
+        pytest.param(operator, cycle, id=f"{name}, {kind}")
+        for name, operator in OPERATORS.items()
+        for kind, cycle in CYCLES.items()
+        if kind in ("V", "one sweep") or name in ("plane", "weak axis", "odd ring", "pockets")
+    ],
+)
 def test_the_cycle_is_symmetric_and_positive_on_what_the_operator_does_not_annihilate(operator, cycle) -> None:
     A = operator()
     M = cycle(coarsest=8, dtype=torch.float64).setup(A)
