@@ -43,19 +43,7 @@ def solve_blocks(problem: Darcy, grid: Grid, n: int, block: int, device: str) ->
 
 def assembled(stencil: FaceStencil) -> list[sp.csc_array]:
     """The matrices of a batch of five-point stencils."""
-    nx, ny = stencil.shape
-    number = np.arange(nx * ny).reshape(nx, ny)
-    matrices = []
-    for i, diagonal in enumerate(stencil.diagonal().numpy()):
-        matrix = sp.diags_array(diagonal.ravel(), format="csc")
-        for left, right, w in (
-            (number[:-1], number[1:], stencil.weights[0][i, 1:-1]),
-            (number[:, :-1], number[:, 1:], stencil.weights[1][i, :, 1:-1]),
-        ):
-            upper = sp.coo_array((-w.numpy().ravel(), (left.ravel(), right.ravel())), shape=matrix.shape).tocsc()
-            matrix = matrix + upper + upper.T
-        matrices.append(matrix.tocsc())
-    return matrices
+    return [stencil.select(i).to_sparse().tocsc() for i in range(stencil.batch)]
 
 
 def sparse_lu(matrices: list[sp.csc_array]) -> np.ndarray:

@@ -35,25 +35,8 @@ def solve_by_factors(A: FaceStencil, b: Tensor, *, rtol: float) -> Tensor:
 
 
 def as_csc(A: FaceStencil, number: int = 0) -> Any:
-    """Operator `number` of the batch as a SciPy CSC array (n, n), unknowns in row-major order."""
-    from scipy.sparse import coo_array  # on use: `import opflow` loads no SciPy
-
-    size = int(np.prod(A.shape))
-    unknown = np.arange(size).reshape(A.shape)
-    rows, columns, values = [unknown.ravel()], [unknown.ravel()], [_one(A.diagonal(), number).ravel()]
-    for axis, weights in enumerate(A.weights):
-        inner = -np.take(_one(weights, number), range(1, A.shape[axis]), axis=axis).ravel()
-        left = np.take(unknown, range(A.shape[axis] - 1), axis=axis).ravel()
-        right = np.take(unknown, range(1, A.shape[axis]), axis=axis).ravel()
-        rows += [left, right]
-        columns += [right, left]
-        values += [inner, inner]
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return coo_array(entries, shape=(size, size)).tocsc()
-
-
-def _one(values: Tensor, number: int) -> Any:
-    return values[number if len(values) > 1 else 0].detach().to("cpu", torch.float64).numpy()
+    """Operator `number` of the batch as a SciPy CSC array (n, n) in float64, unknowns in row-major order."""
+    return A.select(number).to_sparse().astype("float64").tocsc()
 
 
 def _solve(matrix: Any, b: Any, rtol: float, sample: int) -> Any:

@@ -291,10 +291,10 @@ class FaceStencil(LinearOperator):
             raise ValueError(f"A is a batch of {self.batch} operators, and a sparse matrix is one; take one of them.")
         n = int(np.prod(self.shape))
         place = torch.arange(n, dtype=torch.int32 if n < 2**31 else torch.int64).view(self.shape)
-        rows, columns, values = [place.flatten()], [place.flatten()], [self.stencil.diagonal[0].flatten()]
-        pairs = [(w[0], place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)]
+        rows, columns, values = [place.flatten()], [place.flatten()], [self.stencil.diagonal[0].detach().cpu().flatten()]
+        pairs = [(w[0].detach().cpu(), place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)]
         if self.stencil.corners is not None:
-            rising, falling = (w[0] for w in self.stencil.corners)
+            rising, falling = (w[0].detach().cpu() for w in self.stencil.corners)
             pairs += [(rising, place, place.roll((-1, -1), (0, 1))), (falling, place.roll(-1, 0), place.roll(-1, 1))]
         for weight, here, there in pairs:
             coupled = weight != 0
@@ -302,7 +302,7 @@ class FaceStencil(LinearOperator):
             rows += [i, j]
             columns += [j, i]
             values += [w, w]
-        arrays = [torch.cat([part.detach().cpu() for part in parts]).numpy() for parts in (values, rows, columns)]
+        arrays = [torch.cat(parts).numpy() for parts in (values, rows, columns)]
         matrix = scipy.sparse.coo_array((arrays[0], (arrays[1], arrays[2])), shape=(n, n)).tocsr()
         dofs = self.dofs.cpu().numpy()
         return matrix if len(dofs) == n and self.free_dofs is None else matrix[dofs][:, dofs]
