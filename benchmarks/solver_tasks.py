@@ -36,6 +36,12 @@ class System:
         """b at those unknowns."""
         return self.A.gather(self.b)[0].numpy()
 
+    def fresh(self) -> System:
+        """The same system on a new operator, assembled as SciPy's CSR is and with nothing else worked out: each method starts from there."""
+        A = self.A.with_tensors(self.A.tensors())
+        _ = A.stencil
+        return System(A, self.b)
+
     @property
     def unknowns(self) -> int:
         """How many."""
