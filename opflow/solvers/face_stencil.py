@@ -291,7 +291,11 @@ class FaceStencil(LinearOperator):
             raise ValueError(f"A is a batch of {self.batch} operators, and a sparse matrix is one; take one of them.")
         n = int(np.prod(self.shape))
         place = torch.arange(n, dtype=torch.int32 if n < 2**31 else torch.int64).view(self.shape)
-        rows, columns, values = [place.flatten()], [place.flatten()], [self.stencil.diagonal[0].detach().cpu().flatten()]
+        rows, columns, values = (
+            [place.flatten()],
+            [place.flatten()],
+            [self.stencil.diagonal[0].detach().cpu().flatten()],
+        )
         pairs = [(w[0].detach().cpu(), place, place.roll(-1, d)) for d, w in enumerate(self.stencil.upper)]
         if self.stencil.corners is not None:
             rising, falling = (w[0].detach().cpu() for w in self.stencil.corners)

@@ -162,7 +162,6 @@ class Multigrid:
         self.levels: list[Level] = []
         while math.prod(parts.shape) > self.coarsest:
             parts = self._add_level(parts)
-        self._coarsest_stencil = parts.stencil()
         # Summed anew in the operator's precision: rounded sums would hide the null space of a closed domain.
         self._inverse = _scaled_inverse(parts.to(A.dtype).stencil()).to(self._work)
         return self
@@ -178,7 +177,7 @@ class Multigrid:
             top = largest(r)
             unit = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent)
             column, r = column / unit, (r / unit.view(-1, *[1] * (r.ndim - 1))).to(self._work)
-        finest = self.levels[0].stencil if self.levels else self._coarsest_stencil
+        finest = self.levels[0].stencil if self.levels else A.stencil
         learned = [] if self.coefficients is None else [sweep.weight for level in self.levels for sweep in level.before]
         backend = choose(BACKENDS, StencilCall.of(finest, r.shape[0], r, self._inverse, *learned), self.backend)
         u = self._visit(backend, 0, r.contiguous())
