@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from opflow.batch import Batch, apply_model, unwrapped
 from opflow.losses.objective import Objective
+from opflow.solvers.linear_system import dot
 
 NORMS = ("residual", "energy")
 
@@ -78,8 +79,8 @@ class DirectionLoss(Objective):
                 "the energy of the error needs x with A x = r; give it as Batch(target=x), or use norm='residual'."
             )
         x = part.target[:, 0].to(A.dtype)
-        along, curvature = _dot(d, r), _dot(d, A.apply(d))
-        gain = along.square() * _reciprocal(curvature) / _dot(r, x)
+        along, curvature = dot(d, r), dot(d, A.apply(d))
+        gain = along.square() * _reciprocal(curvature) / dot(r, x)
         return {self.name: (1 - gain).mean()}
 
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
@@ -107,17 +108,13 @@ class DirectionLoss(Objective):
 
     def _left(self, A: Any, r: Tensor, d: Tensor) -> Tensor:
         Ad = A.apply(d)
-        alpha = _dot(d, r) * _reciprocal(_dot(d, Ad))
+        alpha = dot(d, r) * _reciprocal(dot(d, Ad))
         shape = (-1, *[1] * (r.ndim - 1))
-        return (r - alpha.view(shape) * Ad) / _dot(r, r).sqrt().view(shape)
+        return (r - alpha.view(shape) * Ad) / dot(r, r).sqrt().view(shape)
 
     def extra_repr(self) -> str:
         """The norm, for print(loss)."""
         return f"norm={self.norm!r}"
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return torch.linalg.vecdot(u.flatten(1), v.flatten(1))
 
 
 def _reciprocal(curvature: Tensor) -> Tensor:

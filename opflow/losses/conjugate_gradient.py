@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from opflow.batch import Batch
 from opflow.losses.objective import Objective
+from opflow.solvers.linear_system import dot
 
 SMALLEST = 1e-15  # of E_m / E_0: what rounding leaves of it; beyond there is no gradient, so take fewer steps
 
@@ -91,7 +92,7 @@ class EnergyReduction(Objective):
             with torch.no_grad():
                 error = _steps(A, M.setup(A), error, before)[0]
         M.setup(A)
-        first, left = _dot(error, A.apply(error)), _steps(A, M, error, self.steps)[1]
+        first, left = dot(error, A.apply(error)), _steps(A, M, error, self.steps)[1]
         left = torch.where(first > 0, left / _positive(first), 1.0)
         return left.clamp(min=SMALLEST).log() / (2 * self.steps)
 
@@ -103,21 +104,17 @@ class EnergyReduction(Objective):
 def _steps(A: Any, M: Any, error: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The error and its energy after so many steps of conjugate gradients, (batch, *grid) and (batch,)"""
     r = A.apply(error)
-    energy = _dot(error, r)
+    energy = dot(error, r)
     p, last, shape = torch.zeros_like(r), torch.ones_like(energy), (-1, *[1] * (r.ndim - 1))
     for _ in range(steps):
         z = M.apply(r)
-        rz = _dot(r, z)
+        rz = dot(r, z)
         p = z + (rz / last).view(shape) * p
         Ap = A.apply(p)
-        alpha = rz / _positive(_dot(p, Ap))
+        alpha = rz / _positive(dot(p, Ap))
         energy, last = energy - alpha * rz, _positive(rz)
         error, r = error - alpha.view(shape) * p, r - alpha.view(shape) * Ap
     return error, energy
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return torch.linalg.vecdot(u.flatten(1), v.flatten(1))
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opflow.files import read_json, read_tensors
+from opflow.kernels.stencil.couplings import Couplings, LevelCoefficients
 from opflow.layers.boundary import extend
 from opflow.typing import check_sizes
 
@@ -24,15 +25,6 @@ RELAXATION, SHARE, FACTOR = (
     1.0,
     1.5,
 )  # bounds of tanh: omega - 1, the share of a neighbour block, the logarithm of a factor
-
-
-class CycleNumbers(NamedTuple):
-    """The coefficients of one level in the form that `opflow.solvers.Multigrid` reads, see its `LevelCoefficients`."""
-
-    relaxation: tuple[Tensor, ...]
-    across: tuple[Tensor, ...]
-    coarse_faces: tuple[Tensor, ...]
-    coarse_rest: Tensor
 
 
 class CycleCoefficients(nn.Module):
@@ -65,11 +57,11 @@ class CycleCoefficients(nn.Module):
         """o (batch, sum(parts), *shape), from what the points know of A, (batch, channel, *shape)."""
         raise NotImplementedError(f"{type(self).__name__} states no raw(known, periodic).")
 
-    def forward(self, couplings: Any, factors: tuple[int, ...], level: int) -> CycleNumbers:
+    def forward(self, couplings: Couplings, factors: tuple[int, ...], level: int) -> LevelCoefficients:
         """The coefficients of one level.
 
         Args:
-            couplings: the parts of its stencil, `opflow.kernels.stencil.couplings.Couplings`.
+            couplings: the parts of its stencil.
             factors: the points of a block an axis, 1 or 2.
             level: 0 for the finest.
 
@@ -99,7 +91,7 @@ class CycleCoefficients(nn.Module):
         relaxation, share, faces, of_rest = o.split(self.parts, 1)
         faces, of_rest = _block_mean(faces, factors), _block_mean(of_rest, factors)
         towards, back = faces.unflatten(1, (2, self.dim)).unbind(1)
-        return CycleNumbers(
+        return LevelCoefficients(
             (1 + RELAXATION * relaxation.tanh()).unbind(1),
             tuple(SHARE * s.tanh() * part for s, part in zip(share.unbind(1), shares, strict=True)),
             tuple(_factor(towards[:, d] + back[:, d].roll(-1, d + 1)) for d in range(self.dim)),

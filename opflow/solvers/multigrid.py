@@ -13,7 +13,7 @@ from torch import Tensor
 from opflow.kernels.backend import choose
 from opflow.kernels.stencil.backends import BACKENDS, StencilBackend
 from opflow.kernels.stencil.call import StencilCall
-from opflow.kernels.stencil.couplings import Couplings, transfer
+from opflow.kernels.stencil.couplings import Couplings, LevelCoefficients, transfer
 from opflow.kernels.stencil.reference import Reference
 from opflow.kernels.stencil.stencil import Relaxation, Stencil, Transfer
 from opflow.solvers.face_stencil import FaceStencil
@@ -24,25 +24,6 @@ CYCLES, SMOOTHERS, COARSENINGS = ("V", "W"), ("red-black", "jacobi"), ("auto", "
 DAMPING = 0.8
 # Couplings that differ by no more than this are cycled in single precision inside a solve in double: it costs no iteration there.
 SINGLE_PRECISION_CONTRAST = 100.0
-
-
-@dataclass(frozen=True)
-class LevelCoefficients:
-    """What a network emits for one level. Whatever the numbers, a V-cycle is symmetric, and positive definite within these bounds.
-
-    Attributes:
-        relaxation: one a (half) sweep before the coarse correction, (batch or 1, *shape), on 1 / D, between 0 and 2 ("jacobi": and 1);
-            the sweeps after it mirror them. Levels without two colours, where "red-black" is asked for, keep the classical one.
-        across: one an axis, (batch or 1, *shape): the weight of the neighbour block across the nearest block face in the
-            interpolation; the own block has 1 minus their sum. 0 is piecewise constant.
-        coarse_faces: one an axis, (batch or 1, *coarse), positive, on the coupling of each block to the next one.
-        coarse_rest: (batch or 1, *coarse), positive, on what the rows of the next level sum to.
-    """
-
-    relaxation: tuple[Tensor, ...]
-    across: tuple[Tensor, ...]
-    coarse_faces: tuple[Tensor, ...]
-    coarse_rest: Tensor
 
 
 class CycleCoefficients(Protocol):

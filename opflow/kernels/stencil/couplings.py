@@ -157,6 +157,25 @@ class Couplings:
         return replace(self, upper=upper, held=held, reaction=reaction)
 
 
+@dataclass(frozen=True)
+class LevelCoefficients:
+    """What a network emits for one level. Whatever the numbers, a V-cycle is symmetric, and positive definite within these bounds.
+
+    Attributes:
+        relaxation: one a (half) sweep before the coarse correction, (batch or 1, *shape), on 1 / D, between 0 and 2 ("jacobi": and 1);
+            the sweeps after it mirror them. Levels without two colours, where "red-black" is asked for, keep the classical one.
+        across: one an axis, (batch or 1, *shape): the weight of the neighbour block across the nearest block face in the
+            interpolation; the own block has 1 minus their sum. 0 is piecewise constant.
+        coarse_faces: one an axis, (batch or 1, *coarse), positive, on the coupling of each block to the next one.
+        coarse_rest: (batch or 1, *coarse), positive, on what the rows of the next level sum to.
+    """
+
+    relaxation: tuple[Tensor, ...]
+    across: tuple[Tensor, ...]
+    coarse_faces: tuple[Tensor, ...]
+    coarse_rest: Tensor
+
+
 def transfer(factors: tuple[int, ...], mask: Tensor | None, across: tuple[Tensor, ...] | None = None) -> Transfer:
     """Piecewise-constant interpolation, or with the weights `across` the nearest block faces and 1 minus their sum of the own block."""
     if across is None:
