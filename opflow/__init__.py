@@ -2,6 +2,7 @@
 
 from opflow.batch import Batch
 from opflow.grid import Grid
+from opflow.mesh import Mesh
 from opflow.version import __version__
 
-__all__ = ["Batch", "Grid", "__version__"]
+__all__ = ["Batch", "Grid", "Mesh", "__version__"]
