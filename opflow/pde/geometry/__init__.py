@@ -2,6 +2,7 @@
 
 from opflow.pde.geometry.combination import Difference, Intersection, Union
 from opflow.pde.geometry.domain import Geometry
+from opflow.pde.geometry.mesh_domain import MeshDomain
 from opflow.pde.geometry.polygon import LShape, Polygon
 from opflow.pde.geometry.primitives import Ball, Box, Disc, Interval
 from opflow.pde.geometry.space_time import SpaceTime
@@ -15,6 +16,7 @@ __all__ = [
     "Intersection",
     "Interval",
     "LShape",
+    "MeshDomain",
     "Polygon",
     "SpaceTime",
     "Union",
