@@ -8,12 +8,15 @@ from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.galerkin_attention import FourierAttention, GalerkinAttention, TransformerLayer
+from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
 from opflow.layers.local_conv import LocalConv
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
 from opflow.layers.multigrid import MultigridConv
 from opflow.layers.normalizer import Normalized, Normalizer
+from opflow.layers.periodic import PeriodicFeatures
 from opflow.layers.pod import PODTrunk
 from opflow.layers.resampler import DownSampler, UpSampler
+from opflow.layers.residual_gate import ResidualGateBlock, ResidualGateMLP
 from opflow.layers.spectral_conv import SpectralConv
 from opflow.layers.spectral_decoder import SpectralDecoder
 
@@ -33,11 +36,16 @@ __all__ = [
     "FunctionNorm",
     "GalerkinAttention",
     "GridEmbedding",
+    "HardConstraint",
     "LocalConv",
     "MultigridConv",
     "Normalized",
     "Normalizer",
     "PODTrunk",
+    "PeriodicFeatures",
+    "RememberedFunction",
+    "ResidualGateBlock",
+    "ResidualGateMLP",
     "SoftGate",
     "SpectralConv",
     "SpectralDecoder",

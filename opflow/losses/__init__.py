@@ -5,12 +5,16 @@ from opflow.losses.conjugate_gradient import EnergyReduction
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 from opflow.losses.objective import Objective, total
+from opflow.losses.residual import PDEResidual
+from opflow.losses.unknown import Unknown
 
 __all__ = [
     "DataMisfit",
     "DirectionLoss",
     "EnergyReduction",
     "Objective",
+    "PDEResidual",
+    "Unknown",
     "mean_squared_error",
     "relative_errors",
     "relative_h1",

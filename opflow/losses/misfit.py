@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
 from opflow.batch import Batch, apply_model
+from opflow.losses.norms import mean_squared_error
 from opflow.losses.objective import Objective
 
 Misfit = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -53,14 +55,16 @@ class DataMisfit(Objective):
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """sqrt(w) (prediction - target), flattened: |r|^2 / 2 is the weighted least-squares misfit, whatever `misfit` is.
 
-        The weight must be >= 0 and broadcast to the target (batch, channel, *grid), or lack its last, channel axis
+        Of `mean_squared_error` divided by the root of their number, so that |r|^2 is the term. The weight must be >= 0 and broadcast to the target (batch, channel, *grid), or lack its last, channel axis
         (batch, points, channel).
         """
         part = self.pick(batch)
         prediction, target = self._compare(model, part)
         difference = prediction - target
         if part.weight is not None:
-            difference = _aligned(part.weight, target).sqrt() * difference
+            difference = aligned(part.weight, target).sqrt() * difference
+        if self.misfit is mean_squared_error:
+            difference = difference / math.sqrt(difference.numel())
         return difference.reshape(-1)
 
     def _compare(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,7 +85,8 @@ class DataMisfit(Objective):
         return f"name={self.name!r}" + (f", on={self.on!r}" if self.on else "")
 
 
-def _aligned(weight: Tensor, target: Tensor) -> Tensor:
+def aligned(weight: Tensor, target: Tensor) -> Tensor:
+    """A weight per point so that it broadcasts to values at the points, with a channel axis at the end or without."""
     for candidate in (weight, weight.unsqueeze(-1)):
         tail = target.shape[target.ndim - candidate.ndim :]
         if candidate.ndim <= target.ndim and all(w in (1, n) for w, n in zip(candidate.shape, tail, strict=True)):

@@ -7,11 +7,13 @@ from opflow.models.galerkin_transformer import GalerkinTransformer
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
+from opflow.models.pinn import PINN
 from opflow.models.rollout import Rollout
 from opflow.models.unet import UNet
 
 __all__ = [
     "FNO",
+    "PINN",
     "DeepONet",
     "DirectionNetwork",
     "GalerkinTransformer",

@@ -15,6 +15,7 @@ from opflow.models.galerkin_transformer import GalerkinTransformer
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
+from opflow.models.pinn import PINN
 from opflow.models.rollout import Rollout
 from opflow.models.unet import UNet
 
@@ -26,6 +27,7 @@ MODELS: dict[str, Any] = {
     "LocalFNO": LocalFNO,
     "MgNO": MgNO,
     "MultigridNetwork": MultigridNetwork,
+    "PINN": PINN,
     "TunedCycle": TunedCycle,
     "UNet": UNet,
 }
