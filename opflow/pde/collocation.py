@@ -58,7 +58,7 @@ class Collocation:
     object, so that a quasi-Newton method meets a fixed objective and layers may keep what they computed at these points.
 
         for record in fit(model, loss, points, optimizer, epochs=40):
-            points.resample(lambda batch: loss.residuals(model, batch))
+            points.resample(lambda batch: loss.point_sizes(model, batch))
 
     Args:
         geometry: where; a `SpaceTime` for an evolution.
@@ -166,8 +166,8 @@ class Collocation:
 
         Args:
             residual: ``residual(batch) -> (n,)``, called with `pool` batches of n points like those of an iteration (a
-                dict with "interior" only where a dict is yielded): ``loss.residuals`` of a `PDEResidual` will do. Several
-                equations, (equations * n,) one after another or (equations, n), count by their root of squares.
+                dict with "interior" only where a dict is yielded): ``loss.point_sizes`` of a `PDEResidual` will do.
+                Several equations, (equations, n), count by their root of squares.
 
         Raises:
             ValueError: the residual has another shape, or is NaN or infinite somewhere.
@@ -263,9 +263,10 @@ class Collocation:
         batch = Batch(coords=part.clone())
         found = residual(batch if isinstance(self.batch, Batch) else {INTERIOR: batch}).detach().double()
         n = len(part)
-        if found.numel() % n or found.ndim > 2 or (found.ndim == 2 and found.shape[1] != n):
+        if found.ndim not in (1, 2) or found.shape[-1] != n:
             raise ValueError(
-                f"the residual has shape {tuple(found.shape)} at {n} points; expected ({n},), or (equations, {n})."
+                f"the residual has shape {tuple(found.shape)} at {n} points; expected ({n},), or (equations, {n}): "
+                "PDEResidual.point_sizes gives one number a point."
             )
         sizes = found.reshape(-1, n).square().sum(0).sqrt()
         if not bool(sizes.isfinite().all()):
