@@ -1,5 +1,6 @@
 """Losses that add, and the norms in which fields are compared."""
 
+from opflow.losses.condition import ConditionResidual
 from opflow.losses.conjugate_direction import DirectionLoss
 from opflow.losses.conjugate_gradient import EnergyReduction
 from opflow.losses.misfit import DataMisfit
@@ -7,8 +8,10 @@ from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1
 from opflow.losses.objective import Objective, total
 from opflow.losses.residual import PDEResidual
 from opflow.losses.unknown import Unknown
+from opflow.losses.well_posed import warn_if_ill_posed
 
 __all__ = [
+    "ConditionResidual",
     "DataMisfit",
     "DirectionLoss",
     "EnergyReduction",
@@ -20,4 +23,5 @@ __all__ = [
     "relative_h1",
     "relative_l2",
     "total",
+    "warn_if_ill_posed",
 ]

@@ -1,11 +1,20 @@
-"""Ingredients of partial differential equations: derivatives, random fields and the spectral time stepper."""
+"""Ingredients of partial differential equations: derivatives, geometries, collocation, conditions, random fields, steppers."""
 
+from opflow.pde.boundary import Condition, Dirichlet, Initial, Neumann, Periodic, Robin
+from opflow.pde.collocation import Collocation, boundary_batch, initial_batch
 from opflow.pde.derivatives.autograd import AutogradDerivatives
 from opflow.pde.derivatives.grid import GridDerivatives
 from opflow.pde.dual_norm import DualNorm
 from opflow.pde.finite_element import FiniteElementSpace
 from opflow.pde.fourier_space import FourierSpace
+from opflow.pde.geometry.combination import Difference, Intersection, Union
+from opflow.pde.geometry.domain import Geometry
+from opflow.pde.geometry.mesh_domain import MeshDomain
+from opflow.pde.geometry.polygon import LShape, Polygon
+from opflow.pde.geometry.primitives import Ball, Box, Disc, Interval
+from opflow.pde.geometry.space_time import SpaceTime
 from opflow.pde.kernel_field import SquaredExponentialField
+from opflow.pde.observation import observations, scatter_observations
 from opflow.pde.random_field import CosineField, PeriodicField
 from opflow.pde.stepper import IntegrationFailed, SpectralStepper
 from opflow.pde.trigonometric_space import TrigonometricSpace
@@ -13,16 +22,39 @@ from opflow.pde.weak_form import NewtonFailed, WeakForm
 
 __all__ = [
     "AutogradDerivatives",
+    "Ball",
+    "Box",
+    "Collocation",
+    "Condition",
     "CosineField",
+    "Difference",
+    "Dirichlet",
+    "Disc",
     "DualNorm",
     "FiniteElementSpace",
     "FourierSpace",
+    "Geometry",
     "GridDerivatives",
+    "Initial",
     "IntegrationFailed",
+    "Intersection",
+    "Interval",
+    "LShape",
+    "MeshDomain",
+    "Neumann",
     "NewtonFailed",
+    "Periodic",
     "PeriodicField",
+    "Polygon",
+    "Robin",
+    "SpaceTime",
     "SpectralStepper",
     "SquaredExponentialField",
     "TrigonometricSpace",
+    "Union",
     "WeakForm",
+    "boundary_batch",
+    "initial_batch",
+    "observations",
+    "scatter_observations",
 ]
