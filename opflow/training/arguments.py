@@ -35,6 +35,11 @@ def check_arguments(
         check_count("every", every)
     if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip_norm is {clip_norm}; give a positive number, or None for no clipping.")
+    if clip_norm is not None and getattr(optimizer, "judges_trials", False):
+        raise ValueError(
+            f"clip_norm is {clip_norm}, but {type(optimizer).__name__} compares the slopes of a search with its values, and a "
+            "clipped gradient is no slope; leave clip_norm out."
+        )
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is {autocast}; give None or torch.bfloat16 (float16 would need a gradient scaler).")
     for name, value in (("loss", loss), ("validate", validate)):

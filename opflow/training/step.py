@@ -62,8 +62,9 @@ class Step:
         self.model, self.loss, self.optimizer, self.clip_norm = model, loss, optimizer, clip_norm
         self.autocast, self.device = autocast, device
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.judges_trials = bool(getattr(optimizer, "judges_trials", False))
         # Only a line search moves the weights before the loss is known to be finite, so only there a copy is worth its memory.
-        self.moves_early = isinstance(optimizer, torch.optim.LBFGS)
+        self.moves_early = isinstance(optimizer, torch.optim.LBFGS) or self.judges_trials
 
     def __call__(self, batch: AnyBatch, epoch: int, number: int, last: Record | None) -> dict[str, float]:
         """Make the step, or raise `TrainingDiverged` with the weights as they were."""
@@ -85,6 +86,8 @@ class Step:
             numbers = {name: float(term.detach()) for name, term in terms.items()}
             sum_of_terms = float(value.detach())
             fault = self._fault(numbers, sum_of_terms) or self._clip()
+            if fault and first and self.judges_trials:  # a trial of its search: it will shorten the step
+                return math.inf
             if fault:
                 raise TrainingDiverged(epoch, number, *fault, batch, last)
             if not first:
