@@ -121,7 +121,8 @@ class _Tanh(torch.autograd.Function):
                 inner = x if x.requires_grad else x.detach().requires_grad_()
                 (gx,) = torch.autograd.grad(_plain_tanh(inner, plan), inner, g, create_graph=True)
             return gx, None
-        gx = torch.zeros_like(x)
+        # Every row of gx is written before it is added to: a stack of zeros would be one more pass through memory.
+        gx, written = torch.empty_like(x), [False] * len(x)
         gy = g.clone()
         gw: list[Tensor | None] = [None] * len(w)
         for row in range(len(plan.rows), 0, -1):
@@ -131,21 +132,30 @@ class _Tanh(torch.autograd.Function):
                     gy[i].addcmul_(above, y[j], value=weight)
                     gy[j].addcmul_(above, y[i], value=weight)
             for weight, i, j in plan.rows[row - 1]:
-                gx[i].addcmul_(gy[row], w[j], value=weight)
+                _add_product(gx[i], gy[row], w[j], weight, written[i])
+                written[i] = True
                 known = gw[j]
                 gw[j] = weight * (gy[row] * x[i]) if known is None else known.addcmul_(gy[row], x[i], value=weight)
         if (first := gw[0]) is not None:
             gy[0].addcmul_(first, y[0], value=-2.0)
-        gx[0].addcmul_(gy[0], w[0])
+        _add_product(gx[0], gy[0], w[0], 1.0, written[0])
+        for row in range(1, len(x)):
+            if not written[row]:
+                gx[row].zero_()
         return gx, None
 
 
 def _accumulate(target: Tensor, terms: list[tuple[float, Tensor, Tensor]]) -> None:
     """target = sum of weight a b"""
     for n, (weight, a, b) in enumerate(terms):
-        if n:
-            target.addcmul_(a, b, value=weight)
-        else:
-            torch.mul(a, b, out=target)
-            if weight != 1.0:
-                target.mul_(weight)
+        _add_product(target, a, b, weight, n > 0)
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor, weight: float, written: bool) -> None:
+    """target = weight a b, added to what is there where it was written before"""
+    if written:
+        target.addcmul_(a, b, value=weight)
+        return
+    torch.mul(a, b, out=target)
+    if weight != 1.0:
+        target.mul_(weight)
