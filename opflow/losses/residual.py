@@ -67,8 +67,8 @@ class PDEResidual(Objective):
                 f"problem is {type(problem).__name__}; give one with residual(u, a), or a function (u, a) -> Tensor."
             )
         self.problem, self.name = problem, name
+        self._check_unknowns(unknowns or {})
         self.unknowns = nn.ModuleDict(dict(unknowns or {}))
-        self._check_unknowns()
         self.inputs = dict(inputs or {})
         self.input_modules = nn.ModuleList(f for f in self.inputs.values() if isinstance(f, nn.Module))
         if isinstance(derivatives, AutogradDerivatives):
@@ -175,8 +175,8 @@ class PDEResidual(Objective):
             object.__setattr__(problem, name, unknown())
         return problem
 
-    def _check_unknowns(self) -> None:
-        for name, unknown in self.unknowns.items():
+    def _check_unknowns(self, unknowns: Mapping[str, Unknown]) -> None:
+        for name, unknown in unknowns.items():
             if not isinstance(unknown, Unknown):
                 raise TypeError(f"unknowns[{name!r}] is {type(unknown).__name__}; give an Unknown(initial).")
             if not hasattr(self.problem, name):

@@ -489,6 +489,11 @@ def _same(name: str) -> Callable[..., Jet]:
     return lambda x, *arguments, **named: _each(x, method, *arguments, **named)
 
 
+def _constant_like(name: str) -> Callable[..., Tensor]:
+    function = getattr(torch, name)
+    return lambda x, *arguments, **named: function(x.value, *arguments, **named)
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "linear": _linear, "matmul": _matmul, "einsum": _einsum,
     "add": _add, "radd": _add, "sub": _sub, "subtract": _sub, "rsub": lambda x, y: _sub(y, x), "mul": _mul, "rmul": _mul,
@@ -503,6 +508,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "unbind": _split(torch.unbind), "split": _split(torch.split), "chunk": _split(torch.chunk),
     "lt": lambda x, y: _value(x) < _value(y), "le": lambda x, y: _value(x) <= _value(y),
     "gt": lambda x, y: _value(x) > _value(y), "ge": lambda x, y: _value(x) >= _value(y),
+    **{name: _constant_like(name) for name in ("zeros_like", "ones_like", "full_like")},
     "detach": lambda x: _each(x, torch.detach), "getitem": lambda x, key: x[key],
     **{name: _same(name) for name in (
         "reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "movedim", "permute", "expand", "select", "narrow",
