@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from opflow.pde.runge_kutta import gauss_legendre
 
 STAGES = 4
 MOST_HALVINGS = 8
@@ -56,7 +57,8 @@ def integrate(rate: Rate, forcing: Any, times: Array, n_unknowns: int, *, rtol: 
 
 def gauss_steps(rate: Rate, forcing: Any, times: Array, n_unknowns: int, *, steps: int = 1) -> Array:
     """The states (unknown, n, times) with so many steps between neighbouring times; NaN or infinite after a blow-up."""
-    c, a, b = tableau()
+    method = gauss_legendre(STAGES)
+    c, a, b = method.nodes, method.matrix, method.weights
     state = np.zeros((n_unknowns, forcing.c.shape[1]))
     states = np.empty((*state.shape, len(times)))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -67,14 +69,6 @@ def gauss_steps(rate: Rate, forcing: Any, times: Array, n_unknowns: int, *, step
                     state = state + h * np.einsum("j,ujn->un", b, _slopes(rate, state, u, h * a))
             states[..., number] = state
     return states
-
-
-@lru_cache(maxsize=1)
-def tableau() -> tuple[Array, Array, Array]:
-    """c, a_ij = int_0^(c_i) l_j and b_j = int_0^1 l_j, l_j the Lagrange polynomials at the Legendre nodes c of [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(STAGES)
-    c, powers = ((x + 1) / 2)[:, None], np.arange(1, STAGES + 1)
-    return c[:, 0], (c**powers / powers) @ np.linalg.inv(c ** (powers - 1)), w / 2
 
 
 def _slopes(rate: Rate, state: Array, u: Array, ha: Array) -> Array:

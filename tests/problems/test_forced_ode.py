@@ -16,7 +16,7 @@ from torch import Tensor
 from opflow import Grid
 from opflow.data import generate
 from opflow.pde import SquaredExponentialField
-from opflow.pde.gauss_method import gauss_steps, tableau
+from opflow.pde.gauss_method import gauss_steps
 from opflow.pde.random_field import sample_generator
 from opflow.pde.stepper import IntegrationFailed
 from opflow.problems import Antiderivative, NonlinearODE, Pendulum
@@ -91,16 +91,6 @@ def test_the_gauss_method_has_order_eight() -> None:
     linear = [abs(gauss_steps(oscillator, one, end, 2, steps=m)[0, 0, 0] - 1 + math.cos(2)) for m in (1, 2, 4)]
     for errors in (riccati, linear):
         assert all(7.5 < order < 9.2 for order in orders(errors)), errors
-
-
-def test_the_tableau_is_the_gauss_tableau() -> None:
-    """Simplifying assumptions B(8) and C(4), and the symplecticity b_i a_ij + b_j a_ji = b_i b_j."""
-    c, a, b = tableau()
-    for k in range(1, 9):
-        assert abs(b @ c ** (k - 1) - 1 / k) < 1e-15
-    for k in range(1, 5):
-        np.testing.assert_allclose(a @ c ** (k - 1), c**k / k, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(b[:, None] * a + (b[:, None] * a).T, np.outer(b, b), rtol=0, atol=1e-15)
 
 
 def test_the_antiderivative_of_samples_is_exact_to_1e_10() -> None:
