@@ -268,7 +268,7 @@ class Collocation:
                 f"the residual has shape {tuple(found.shape)} at {n} points; expected ({n},), or (equations, {n}): "
                 "PDEResidual.point_sizes gives one number a point."
             )
-        sizes = found.reshape(-1, n).square().sum(0).sqrt()
+        sizes = found.abs() if found.ndim == 1 else found.norm(dim=0)
         if not bool(sizes.isfinite().all()):
             at = part[int((~sizes.isfinite()).nonzero()[0])].tolist()
             raise ValueError(

@@ -218,5 +218,5 @@ def _collect(
                 f"of {drawn} points proposed {found} lie {place}; it is empty or too slender, so check its sizes."
             )
         parts.append(keep(torch.from_numpy(sequence.random(block))))
-        found, drawn = found + len(parts[-1][0]), drawn + block
+        found, drawn, block = found + len(parts[-1][0]), drawn + block, min(2 * block, 2**18)
     return tuple(torch.cat(column)[:n] for column in zip(*parts, strict=True))
