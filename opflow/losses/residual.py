@@ -122,7 +122,9 @@ class PDEResidual(Objective):
 
     def equations(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
         """The residual itself, {equation: (points,) or (..., *grid)}"""
-        part = self.pick(batch)
+        return self._equations(model, self.pick(batch))
+
+    def _equations(self, model: nn.Module, part: Batch) -> dict[str, Tensor]:
         if isinstance(self.derivatives, GridDerivatives):
             field = apply_model(model, part)
             u: Any = self.derivatives(field, getattr(self.problem, "unknowns", ()))
@@ -137,7 +139,7 @@ class PDEResidual(Objective):
         chunks = [part] if self.chunks is None else self.chunks.split(part)
         sizes = []
         for chunk in chunks:
-            squares = [r.detach().square() for r in self.equations(model, chunk).values()]
+            squares = [r.detach().square() for r in self._equations(model, chunk).values()]
             squares = [s.sum(-1) if chunk.coords is not None and s.ndim == chunk.coords.ndim else s for s in squares]
             sizes.append(torch.stack(squares).sum(0).sqrt())
         return torch.cat(sizes, -1)
@@ -152,7 +154,7 @@ class PDEResidual(Objective):
         return means
 
     def _weighted(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
-        found = self.equations(model, batch)
+        found = self._equations(model, batch)
         return {name: (r, None if batch.weight is None else aligned(batch.weight, r)) for name, r in found.items()}
 
     def _state(self, u: Any, a: Any) -> dict[str, Tensor]:

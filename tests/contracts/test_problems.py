@@ -239,6 +239,7 @@ CASES = [
         n=64,
         residual_sizes=(201, 401, 801),
         positive=("viscosity", "final_time"),
+        finite=("convection",),
     ),
     periodic_case(
         AllenCahn,

@@ -84,6 +84,19 @@ def test_point_sizes_are_those_of_the_equations() -> None:
         torch.testing.assert_close(loss.point_sizes(model, batch), expected.detach(), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_the_points_are_one_batch_of_several(chunk: int | None) -> None:
+    model, batch = network(), Batch(coords=space_time())
+    step = {"interior": batch, "observations": Batch(coords=space_time(5), target=torch.zeros(5, 1))}
+    alone, named = (
+        PDEResidual(Burgers(), AutogradDerivatives(method="taylor"), chunk=chunk, on=on) for on in (None, "interior")
+    )
+    assert torch.equal(total(alone(model, batch)), total(named(model, step)))
+    for ask in ("residuals", "point_sizes"):
+        assert torch.equal(getattr(alone, ask)(model, batch), getattr(named, ask)(model, step))
+    assert torch.equal(alone.equations(model, batch)["momentum"], named.equations(model, step)["momentum"])
+
+
 def test_the_orders_choose_the_method() -> None:
     model, batch = network(), Batch(coords=space_time())
     assert PDEResidual(KortewegDeVries(), AutogradDerivatives()).derivatives_asked == {"t", "x", "xxx"}
@@ -175,7 +188,7 @@ def test_unknowns_keep_their_sign_and_know_their_slope() -> None:
         assert math.isclose(unknown.value, 0.4) and math.isclose(unknown.slope(), float(slope))
     with pytest.raises(ValueError, match="positive finite number"):
         Unknown(-1.0, positive=True)
-    with pytest.raises(ValueError, match="no coefficient of Burgers, which has .*viscosity"):
+    with pytest.raises(ValueError, match=r"no coefficient of Burgers, which has .*viscosity"):
         PDEResidual(Burgers(), AutogradDerivatives(), {"speed": Unknown(1.0)})
     with pytest.raises(TypeError, match=r"give an Unknown\(initial\)"):
         PDEResidual(Burgers(), AutogradDerivatives(), {"viscosity": 0.1})  # type: ignore[dict-item]

@@ -74,6 +74,24 @@ def test_lengths_and_times_have_units() -> None:
     torch.testing.assert_close(there, here / 2, rtol=0, atol=1e-10)
 
 
+def test_convection_is_a_unit_of_the_velocity() -> None:
+    """c u solves the equation with c = 1; without convection a wave decays as heat does."""
+    grid, c = Grid(96, layout="periodic"), -1.7
+    u0 = Burgers(cutoff=8).sample(2, grid)["initial"]
+    found = Burgers(0.05, convection=c, final_time=0.3).solve({"initial": u0}, grid)["velocity"]
+    expected = Burgers(0.05, final_time=0.3).solve({"initial": c * u0}, grid)["velocity"] / c
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    points = torch.rand(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = Burgers(0.05, convection=c).exact(points)["velocity"]
+    torch.testing.assert_close(exact, Burgers(0.05).exact(points)["velocity"] / c)
+    still = Burgers(0.05, convection=0.0, final_time=0.3)
+    wave = torch.sin(2 * torch.pi * grid.coordinates(0))[None]
+    decay = np.exp(-0.05 * 4 * np.pi**2 * 0.3)
+    torch.testing.assert_close(still.solve({"initial": wave}, grid)["velocity"], decay * wave, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="convection is 0"):
+        still.exact(points)
+
+
 def test_the_law_is_the_published_one() -> None:
     """N(0, 625 (-Laplacian + 25)^(-2)), without its mean: a deviation of 1.162 and coefficients 25 / (4 pi^2 k^2 + 25)."""
     law = Burgers().initial_law()
