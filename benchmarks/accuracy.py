@@ -12,15 +12,13 @@ benchmarks/results/accuracy_<preset>.json, from which the documentation's table 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +62,10 @@ def record(run: dict[str, Any], preset: str, folder: Path = RESULTS) -> Path:
     """Add one run to the results, in one step, whoever else adds at the same time; an older run of the same thing gives way, and all
     of the row that had another configuration: a median is one configuration's.
     """
-    from benchmarks.report import versions
+    from benchmarks.report import alone, versions
     from opflow.files import write_json
 
-    with _alone(result_path(preset, folder)):
+    with alone(result_path(preset, folder)):
         kept = [r for r in recorded(preset, folder) if r["row"] != run["row"] or _is_beside(r, run)]
         runs = [*kept, run]
         runs.sort(key=lambda r: (list(rows()).index(r["row"]) if r["row"] in rows() else -1, r["seed"]))
@@ -117,14 +115,6 @@ def limit(asked: float | str | None, runs: Sequence[Mapping[str, Any]]) -> float
         return asked
     errors = [run["error"] for run in runs if run["row"] == asked]
     return statistics.median(errors) if errors else None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def commit() -> str:
