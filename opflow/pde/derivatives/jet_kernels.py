@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +17,38 @@ from opflow.pde.derivatives.multi_index import MultiIndices
 Held = tuple[int, ...]  # the places of the coefficients that are not zero, in order; 0 is the first
 
 
+class RecordedLinear(NamedTuple):
+    """One call y = W x + b on stacks (held, ..., in) and (held, ..., out); y is part of the graph."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    y: Tensor
+
+
+_records: ContextVar[list[RecordedLinear] | None] = ContextVar("records", default=None)
+
+
+@contextmanager
+def recorded_linears() -> Iterator[list[RecordedLinear]]:
+    """Collect the linear maps that series go through: with the gradients at their outputs they give Jacobians point by point."""
+    records: list[RecordedLinear] = []
+    token = _records.set(records)
+    try:
+        yield records
+    finally:
+        _records.reset(token)
+
+
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """W x + b of a stack (held, ..., in): the bias belongs to the zeroth coefficient alone."""
     if _is_transformed():
         y = F.linear(x, weight)
         return y if bias is None else torch.cat([y[:1] + bias, y[1:]])
-    return _Linear.apply(x, weight, bias)
+    y = _Linear.apply(x, weight, bias)
+    if (records := _records.get()) is not None:
+        records.append(RecordedLinear(x.detach(), weight, bias, y))
+    return y
 
 
 def stacked_tanh(x: Tensor, held: Held, indices: MultiIndices) -> tuple[Tensor, Held]:
