@@ -9,6 +9,7 @@ from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.galerkin_attention import FourierAttention, GalerkinAttention, TransformerLayer
 from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
+from opflow.layers.heat_series import HeatSeries
 from opflow.layers.local_conv import LocalConv
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
 from opflow.layers.multigrid import MultigridConv
@@ -37,6 +38,7 @@ __all__ = [
     "GalerkinAttention",
     "GridEmbedding",
     "HardConstraint",
+    "HeatSeries",
     "LocalConv",
     "MultigridConv",
     "Normalized",
