@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -88,9 +88,10 @@ class PDEResidual(Objective):
     def derivatives_asked(self) -> frozenset[str]:
         """The derivatives in the equation, {"t", "x", "xx"}; empty where it cannot be told without the model."""
         if self._asked is None:
-            recorder = _Recorder(set())
+            coordinates = getattr(self.derivatives, "coordinates", ())
+            recorder = _Recorder(coordinates)
             try:
-                self._state(recorder, _Anything(recorder))
+                self._state(recorder, _Anything(coordinates))
                 self._asked = frozenset(recorder.asked)
             except Exception:  # an equation that looks at shapes: the function's series grows on its first call instead
                 self._asked = frozenset()
@@ -218,9 +219,11 @@ class PDEResidual(Objective):
 class _Recorder:
     """Stands for a function of unknown shape and notes which derivatives an equation asks for."""
 
-    def __init__(self, asked: set[str]) -> None:
-        self.asked, self.products = asked, False
+    def __init__(self, coordinates: Sequence[str] = ()) -> None:
+        self.asked: set[str] = set()
+        self.products = False
         self.value = torch.ones((), dtype=torch.float64)
+        self._coordinates = tuple(coordinates)
 
     def __getitem__(self, name: str) -> _Recorder:
         return self
@@ -234,18 +237,26 @@ class _Recorder:
         raise NotImplementedError("the derivatives of a product")
 
     def gradient(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError("the coordinates are not known")
+        return tuple(self.d(axis) for axis in self._space)
 
     def laplacian(self) -> Tensor:
-        raise NotImplementedError("the coordinates are not known")
+        return torch.stack([self.d(2 * axis) for axis in self._space]).sum(0)
 
     def div_grad(self, a: Any, *, jumps: bool = False) -> Tensor:
-        raise NotImplementedError("the coordinates are not known")
+        return torch.stack(self.gradient()).sum(0) + self.laplacian()
+
+    @property
+    def _space(self) -> list[str]:
+        if not self._coordinates:
+            raise NotImplementedError("the coordinates are not named")
+        return [axis for axis in self._coordinates if axis != "t"]
 
 
 class _Anything(Mapping[str, Any]):
-    def __init__(self, recorder: _Recorder) -> None:
-        self._recorder = _Recorder(set())
+    """Whatever coefficient is asked for."""
+
+    def __init__(self, coordinates: Sequence[str]) -> None:
+        self._recorder = _Recorder(coordinates)
 
     def __getitem__(self, name: str) -> Any:
         return self._recorder

@@ -114,6 +114,16 @@ def test_the_orders_choose_the_method() -> None:
     assert loss._method(Rounded(), batch).method == "reverse"
 
 
+def test_the_derivatives_of_an_equation_are_known_before_its_first_call() -> None:
+    def asked(equation) -> frozenset[str]:
+        return PDEResidual(equation, AutogradDerivatives(("t", "x", "y"))).derivatives_asked
+
+    assert asked(lambda u, a: u.d("t") - u.laplacian()) == {"t", "xx", "yy"}
+    assert asked(lambda u, a: u.div_grad(a["k"]) + sum(u.gradient())) == {"x", "y", "xx", "yy"}
+    assert asked(lambda u, a: u["p"].d("yx") * a["k"].d("x")) == {"xy"}
+    assert asked(lambda u, a: u.value[:, 0]) == frozenset()  # it looks at shapes
+
+
 def test_an_equation_in_one_line() -> None:
     heat = PDEResidual(lambda u, a: u.d("t") - u.d("xx"), AutogradDerivatives(("t", "x")), name="heat")
     exact = lambda y: torch.exp(-y[..., :1]) * torch.sin(y[..., 1:])  # noqa: E731

@@ -28,6 +28,7 @@ class Jet:
         origin: of `coordinates` themselves, the points; by them functions without parameters are remembered
             (`layers.RememberedFunction`). None of every jet that was computed.
 
+    >>> from opflow.pde.derivatives.multi_index import multi_indices
     >>> x = Jet.coordinates(torch.tensor([[0.5]]), multi_indices(frozenset([(3,)]), 1))
     >>> torch.tanh(2 * x).derivative((3,)).shape
     torch.Size([1, 1])
