@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opflow.pde.sparse_factors import SparseFactors
+from opflow.pde.sparse_map import SparseFactors
 from opflow.pde.weak_form import WeakForm
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opflow.pde.finite_element import FiniteElementSpace
-from opflow.pde.sparse_factors import SparseFactors
+from opflow.pde.sparse_map import SparseFactors
 
 Pointwise = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 Parameters = Mapping[str, Tensor | float]
