@@ -3,6 +3,7 @@
 from opflow.layers.band_limit import BandLimitedResampler
 from opflow.layers.branch_trunk import BranchTrunk
 from opflow.layers.coordinates import BoxCoordinates, FourierFeatures
+from opflow.layers.corner import CornerFeatures
 from opflow.layers.derivative_conv import DerivativeConv
 from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
@@ -28,6 +29,7 @@ __all__ = [
     "BranchTrunk",
     "ChannelLinear",
     "ChannelMLP",
+    "CornerFeatures",
     "DerivativeConv",
     "DomainPadding",
     "DownSampler",
