@@ -61,7 +61,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES) docs
 	$(BIN)/ruff format $(SOURCES) docs
 
-bench: $(VENV)/.installed-viz-cli-bench
+bench: $(VENV)/.installed-viz-cli-fem-bench
 	$(BIN)/python -m benchmarks.spectral_conv
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.darcy_generation
@@ -72,6 +72,8 @@ bench: $(VENV)/.installed-viz-cli-bench
 	$(BIN)/python examples/poisson_conjugate_direction.py --dim 3 --resume --out runs/poisson_conjugate_direction_3d
 	$(BIN)/python -m benchmarks.solvers
 	$(BIN)/python -m benchmarks.learned_multigrid
+	$(BIN)/python -m benchmarks.pinn_cost
+	$(BIN)/python -m benchmarks.pinn
 
 accuracy: $(VENV)/.installed-viz-cli
 	$(BIN)/python -m benchmarks.accuracy --row all

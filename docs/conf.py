@@ -13,6 +13,7 @@ sys.path.insert(0, str(HERE))
 
 import accuracy_table  # noqa: E402
 import measured  # noqa: E402
+import pinn_table  # noqa: E402
 import solver_table  # noqa: E402
 
 from opflow import __version__  # noqa: E402
@@ -56,6 +57,9 @@ myst_substitutions = {
     ),
     "solvers": solver_table.solvers(HERE.parent / "benchmarks" / "results" / "solvers_cpu.json"),
     "solver_verdict": solver_table.verdict(HERE.parent / "benchmarks" / "results" / "solvers_cpu.json"),
+    "pinns": pinn_table.pinns(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
+    "pinns_classical": pinn_table.beside_classical(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
+    "pinn_cost": measured.tables(HERE.parent / "benchmarks" / "results", "###", benchmarks={"pinn_cost"}),
     "solver_picture": "![Iterations and seconds against the number of unknowns](images/solvers.png)"
     if (HERE / "images" / "solvers.png").exists()
     else "",
