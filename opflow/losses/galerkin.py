@@ -15,6 +15,8 @@ from opflow.pde.matern_field import MaternField
 from opflow.pde.sparse_map import SparseMatrix
 from opflow.pde.weak_form import WeakForm
 
+OF_THE_MODEL = ("laplacian", "scale")  # parameters of a batch that are the graph network's, not the equation's
+
 
 class GalerkinResidual(Objective):
     """|R(u; mu)|^2 in the norm of K^-1, the residual of a weak form whose u and unknown fields a network gives at the nodes.
@@ -73,7 +75,7 @@ class GalerkinResidual(Objective):
         """R itself, (n_free,)."""
         part = self.pick(batch)
         u, channels = state(model, part, self.form, len(self.fields))
-        known = {key: p for key, p in (part.parameters or {}).items() if key != "laplacian"}
+        known = {key: p for key, p in (part.parameters or {}).items() if key not in OF_THE_MODEL}
         found = dict(zip(self.fields, channels, strict=True))
         return self.form.residual(u, {**known, **found, **{key: unknown() for key, unknown in self.unknowns.items()}})
 
