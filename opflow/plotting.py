@@ -274,6 +274,31 @@ def plot_convergence(
     return figure
 
 
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[ArrayLike, ArrayLike]]], *, xlabel: str, ylabel: str, title: str = ""
+) -> Figure:
+    """Families of curves (x, y) on plain axes, one colour a family: characteristics, trajectories, sections of a field.
+
+    Args:
+        curves: name of the family -> its curves.
+        xlabel, ylabel, title: with units, where there are any.
+    """
+    if not any(curves.values()):
+        raise ValueError("there is nothing to draw; give at least one curve.")
+    figure, axes = _figure(1, width=5.6, height=4.4)
+    axis = axes[0][0]
+    for i, (name, family) in enumerate(curves.items()):
+        for j, (x, y) in enumerate(family):
+            axis.plot(np.asarray(x), np.asarray(y), color=f"C{i}", linewidth=1, label=None if j else name)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(True, alpha=0.3)
+    if len(curves) > 1:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)  # never over a curve
+    if title:
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
 def plot_bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str, title: str = "") -> Figure:
     """Horizontal bars on a logarithmic axis, a group of them for each name: iterations or seconds of several methods.
 
@@ -301,6 +326,40 @@ def plot_bars(groups: Mapping[str, Mapping[str, float]], *, xlabel: str, title: 
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)  # never over a bar
     if title:
         axis.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_intervals(
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    truth: float,
+    factor: float = 2.0,
+    ylabel: str,
+    title: str = "",
+) -> Figure:
+    """Estimates with `factor` standard errors to each side, one panel a group, beside the true value: is the error told truly?
+
+    Args:
+        groups: name -> (estimate, standard error) of each repetition; an interval that misses the truth is red.
+        truth: a line across every panel.
+    """
+    if not groups or not all(groups.values()):
+        raise ValueError("there is nothing to draw; give at least one group, each with one estimate or more.")
+    figure, axes = _figure(len(groups), width=3.9)
+    for axis, (name, pairs) in zip(axes[0], groups.items(), strict=True):
+        values, errors = np.asarray(pairs, dtype=float).T
+        missed = np.abs(values - truth) > factor * errors
+        for held, color in ((~missed, "tab:blue"), (missed, "tab:red")):
+            axis.errorbar(
+                np.flatnonzero(held), values[held], factor * errors[held], fmt="o", markersize=3, capsize=3, color=color
+            )
+        axis.axhline(truth, color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(f"{name}: {int((~missed).sum())} of {len(values)}", fontsize=10)
+        axis.set_xlabel("repetition")
+        axis.grid(True, axis="y", alpha=0.3)
+    axes[0][0].set_ylabel(ylabel)
+    if title:
+        figure.suptitle(title)
     return figure
 
 

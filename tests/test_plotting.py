@@ -18,6 +18,7 @@ from opflow.plotting import (
     plot_fields,
     plot_frames,
     plot_images,
+    plot_intervals,
     plot_triangles,
     save_figure,
 )
@@ -238,3 +239,17 @@ def test_fields_on_triangles() -> None:
         plot_triangles({"u": (points, triangles, [0.0, 1.0, 2.0])})
     with pytest.raises(ValueError, match="there is no field to draw"):
         plot_triangles({})
+
+
+def test_intervals_that_miss_the_truth_are_red_and_counted() -> None:
+    figure = plot_intervals({"c": [(1.0, 0.1), (1.3, 0.1), (0.9, 0.1)], "nu": [(1.0, 0.2)]}, truth=1.0, ylabel="found")
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("c: 2 of 3", "nu: 1 of 1")
+    held, missed = first.containers
+    np.testing.assert_allclose(held[0].get_xydata(), [[0, 1.0], [2, 0.9]])
+    np.testing.assert_allclose(missed[0].get_xydata(), [[1, 1.3]])
+    assert missed[0].get_color() == "tab:red" and first.get_ylabel() == "found"
+    np.testing.assert_allclose(missed[2][0].get_segments(), [[[1, 1.1], [1, 1.5]]])
+    for groups in ({}, {"c": []}):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            plot_intervals(groups, truth=1.0, ylabel="")

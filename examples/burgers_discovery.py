@@ -1,0 +1,264 @@
+"""
+The coefficients of Burgers' equation from scattered values
+===========================================================
+
+u_t + c u u_x = nu u_xx: convection c = 1 and viscosity nu = 0.01 / pi are unknown, u is known at 2000 points scattered over space and
+time (Raissi, Perdikaris and Karniadakis 2019, section 4.1.2). Neither initial nor boundary values are given.
+
+1. solve the equation from u(0, x) = -sin(pi x) and scatter observations over the solution,
+2. fit a network to the values and to the equation at once, with c and nu among the parameters: Adam, then self-scaled Broyden,
+   with new points where the residual is large,
+3. repeat it with one per cent of noise, several draws of it, each from weights of its own; a few Gauss-Newton steps at points that
+   stay lead to the minimum,
+4. report standard errors from the Gauss-Newton curvature, and how many draws lie within two of them,
+5. draw the solution that was found, the convergence of the coefficients, and their errors in units of the standard errors.
+
+Run ``python examples/burgers_discovery.py --help`` for the options.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from opflow import Batch, Grid
+from opflow.files import claim_folder, write_json
+from opflow.losses import DataMisfit, Objective, PDEResidual, Unknown, mean_squared_error, total
+from opflow.models import PINN
+from opflow.pde import AutogradDerivatives, Collocation, Interval, SpaceTime, scatter_observations
+from opflow.plotting import plot_convergence, plot_fields, plot_intervals, save_figure
+from opflow.problems import Burgers
+from opflow.training import LevenbergMarquardt, SelfScaledBroyden, fit, gauss_newton_covariance
+
+DOMAIN = ((0.0, 1.0), (-1.0, 1.0))  # of (t, x)
+TRUE = {"convection": 1.0, "viscosity": 0.01 / math.pi}
+
+
+def main(
+    observations: int = 2000,
+    noise: float = 0.01,
+    draws: int = 10,
+    hidden: tuple[int, ...] = (20, 20, 20),
+    points: int = 3000,
+    adam_steps: int = 500,
+    iterations: int = 5000,
+    noisy_iterations: int = 1000,
+    noisy_steps: int = 25,
+    resample_every: int = 500,
+    seed: int = 0,
+    noise_seed: int = 0,
+    out: Path = Path("runs/burgers_discovery"),
+    overwrite: bool = False,
+) -> float:
+    """Find c and nu; return the larger of their relative errors from values without noise.
+
+    Args:
+        observations: scattered points where u is known.
+        noise: standard deviation of the noise over that of u.
+        draws: of the noise, each fitted on its own; 0 for none.
+        hidden: widths of the network's hidden layers.
+        points: collocation points of the residual.
+        adam_steps: of the warm-up.
+        iterations: of the quasi-Newton method, without noise.
+        noisy_iterations: of the quasi-Newton method, with noise.
+        noisy_steps: of Levenberg and Marquardt after them, at points that stay.
+        resample_every: quasi-Newton iterations between new points, a multiple of 50.
+        seed: of weights, points and sensors.
+        noise_seed: of the first draw; the next ones count on.
+        out: where results and pictures go.
+        overwrite: replace what an earlier run left in `out`.
+    """
+    claim_folder(out, overwrite=overwrite)
+    solution, grid, times, reference = reference_solution()
+    print(f"reference: {reference['method']}, error {reference['error']:.1e}, {reference['seconds']:.1f} s")
+    sensors = scatter_observations({"velocity": solution}, grid, observations, times=times, seed=seed)
+    everywhere = torch.cartesian_prod(times, grid.coordinates(0))
+
+    def predicted(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model(everywhere).view_as(solution)
+
+    # Without noise.
+    sizes = {"hidden": hidden, "points": points, "adam_steps": adam_steps, "resample_every": resample_every}
+    began = time.process_time()
+    clean = discover(sensors, 10.0, 0.1, iterations=iterations, seed=seed, **sizes)
+    seconds = time.process_time() - began
+    u, errors = predicted(clean.model), {name: abs(clean.found[name] / TRUE[name] - 1) for name in TRUE}
+    row = {
+        "error": max(errors.values()),
+        **errors,
+        "error_u": float((u - solution).norm() / solution.norm()),
+        "seconds": seconds,
+    }
+    print("no noise: errors of " + ", ".join(f"{name} {value:.2g}" for name, value in row.items()))
+    rows: dict[str, dict[str, object]] = {"Burgers discovery, clean": row}
+
+    # With noise the residual weighs more, about (deviation of the noise / size of the residual that the network leaves anyway)^2:
+    # the equation holds then and averages the noise out; more weight than that changes nothing.
+    deviation, fits = noise * float(solution.std()), []
+    began = time.process_time()
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(1000 * (seed + 1) + noise_seed + draw)
+        eps = torch.randn(sensors.target.shape, generator=generator, dtype=torch.float64)
+        noisy = Batch(coords=sensors.coords, target=sensors.target + deviation * eps)
+        fit_ = discover(noisy, 1.0, 1.0, iterations=noisy_iterations, steps=noisy_steps, seed=seed + 1 + draw, **sizes)
+        fits.append(one := with_standard_errors(fit_))
+        print(f"draw {draw}: " + ", ".join(f"{name} {value:.3g}" for name, value in one.items()), flush=True)
+    if fits:
+        seconds = time.process_time() - began
+        within = {name: sum(abs(one[f"z_{name}"]) <= 2 for one in fits) for name in TRUE}
+        both = sum(all(abs(one[f"z_{name}"]) <= 2 for name in TRUE) for one in fits)
+        print(f"within two standard errors, of {draws}: {within}, both {both}; {seconds / draws:.0f} s a draw")
+        rows[f"Burgers discovery, {100 * noise:g} % noise"] = {
+            "error": 1 - both / draws, "within_both": both, "within": within, "draws": fits, "seconds": seconds,
+        }  # fmt: skip
+    write_json(out / "results.json", {
+        "rows": rows, "reference": reference, "seed": seed, "noise_seed": noise_seed, "observations": observations,
+        "noise": noise, "hidden": list(hidden), "points": points, "adam_steps": adam_steps, "iterations": iterations,
+        "noisy_iterations": noisy_iterations, "noisy_steps": noisy_steps, "resample_every": resample_every,
+    })  # fmt: skip
+
+    # Pictures.
+    space_time = Grid(solution.shape, ((0.0, float(times[-1])), DOMAIN[1]), ("nodes", "periodic"), ("t", "x"))
+    values = torch.full_like(solution, torch.nan)
+    near = torch.round(
+        sensors.coords / torch.tensor([times[1], grid.spacing[0]]) - torch.tensor([0.0, -1 / grid.spacing[0]])
+    ).long()
+    values[near[:, 0], near[:, 1]] = sensors.target[:, 0]
+    figure = plot_fields(
+        [{"observed": values, "solution": solution, "found": u}], space_time, input="observed", reference="solution", prediction="found"
+    )  # fmt: skip
+    print(f"picture: {save_figure(figure, out / 'fields.png')}")
+    figure = plot_convergence(
+        clean.curves, xlabel="quasi-Newton iterations", ylabel="relative error; loss at fresh points"
+    )
+    print(f"picture: {save_figure(figure, out / 'convergence.png')}")
+    if fits:
+        bars = {name: [(one[name] / TRUE[name], one[f"error_{name}"] / TRUE[name]) for one in fits] for name in TRUE}
+        figure = plot_intervals(bars, truth=1.0, ylabel="found over true, with two standard errors", factor=2.0)
+        print(f"picture: {save_figure(figure, out / 'noise.png')}")
+    return row["error"]
+
+
+@dataclass
+class Discovery:
+    """A network and coefficients that were found."""
+
+    model: nn.Module
+    loss: Objective
+    misfit: DataMisfit
+    unknowns: dict[str, Unknown]
+    batch: dict[str, Batch]
+    curves: dict[str, tuple[list[int], list[float]]]
+
+    @property
+    def found(self) -> dict[str, float]:
+        """The coefficients."""
+        return {name: unknown.value for name, unknown in self.unknowns.items()}
+
+
+def discover(
+    sensors: Batch,
+    data_weight: float,
+    residual_weight: float,
+    *,
+    iterations: int,
+    seed: int,
+    hidden: tuple[int, ...],
+    points: int,
+    adam_steps: int,
+    resample_every: int,
+    steps: int = 0,
+) -> Discovery:
+    """Fit values and equation: Adam, self-scaled Broyden with points that move, and `steps` of Levenberg and Marquardt with points that
+    stay; without these, the state with the lowest loss at points that were never trained on.
+    """
+    torch.manual_seed(seed)
+    model = PINN.build(DOMAIN, hidden=hidden).double()
+    unknowns = {"convection": Unknown(0.0), "viscosity": Unknown(math.exp(-6), positive=True)}
+    misfit = DataMisfit(mean_squared_error, on="observations")
+    residual = PDEResidual(Burgers(), AutogradDerivatives(method="taylor"), unknowns, on="interior")
+    loss = data_weight * misfit + residual_weight * residual
+    domain = SpaceTime(DOMAIN[0], Interval(*DOMAIN[1]))
+    collocation = Collocation(domain, points, others={"observations": sensors}, steps=100, seed=seed)
+    fresh = {"interior": Batch(coords=domain.sample(4 * points, seed=(seed, 1))), "observations": sensors}
+    parameters = [*model.parameters(), *loss.parameters()]
+
+    def resample() -> None:
+        collocation.resample(lambda batch: residual.point_sizes(model, batch))
+
+    adam = torch.optim.Adam(parameters, lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, adam_steps)
+    for _ in fit(model, loss, collocation, adam, epochs=max(1, adam_steps // 100), scheduler=schedule):
+        resample()
+
+    # The curvature that the quasi-Newton method gathers outlives the new points.
+    broyden = SelfScaledBroyden(parameters, iterations=50)
+    collocation.steps = resample_every // 50
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in (*TRUE, "loss at fresh points")}
+    best: tuple[dict[str, Tensor], ...] = ()
+    epochs = max(1, iterations // resample_every)
+    for record in fit(
+        model, loss, collocation, broyden, epochs=epochs, validate=lambda model: float(total(loss(model, fresh)))
+    ):
+        errors = {name: abs(unknowns[name].value / TRUE[name] - 1) for name in TRUE}
+        for name, value in {**errors, "loss at fresh points": record.validation}.items():
+            curves[name][0].append(broyden.report.iterations)
+            curves[name][1].append(value)
+        said = ", ".join(f"{name} {unknown.value:.7g}" for name, unknown in unknowns.items())
+        print(f"{record}, {said}; {broyden.report}", flush=True)
+        if record.best:
+            best = copy.deepcopy((model.state_dict(), loss.state_dict()))
+        if record.epoch < epochs:
+            resample()
+    if steps == 0:
+        model.load_state_dict(best[0])
+        loss.load_state_dict(best[1])
+    else:
+        collocation.steps = steps
+        for _ in fit(model, loss, collocation, LevenbergMarquardt(parameters, damping=1e-7), epochs=1):
+            pass
+    return Discovery(model, loss, misfit, unknowns, collocation.batch, curves)
+
+
+def with_standard_errors(fitted: Discovery) -> dict[str, float]:
+    """The coefficients with their standard errors, (found - true) / standard error as z, and the noise that the misfit shows."""
+    raw = [unknown.raw for unknown in fitted.unknowns.values()]
+    covariance = gauss_newton_covariance(fitted.model, fitted.loss, fitted.batch, raw, data=[fitted.misfit])
+    one: dict[str, float] = {}
+    for (name, unknown), error, rest in zip(
+        fitted.unknowns.items(), covariance.standard_errors.tolist(), covariance.remaining.tolist(), strict=True
+    ):
+        one[name], one[f"error_{name}"] = unknown.value, error * unknown.slope()
+        one[f"z_{name}"] = (one[name] - TRUE[name]) / one[f"error_{name}"]
+        one[f"remaining_{name}"] = rest / error
+    return one | {"noise": covariance.noise, "effective_parameters": covariance.effective_parameters}
+
+
+def reference_solution() -> tuple[Tensor, Grid, Tensor, dict[str, object]]:
+    """u (100, 256) at t = 0, 0.01 .. 0.99 on the periodic interval (-1, 1), to which the odd initial values extend."""
+    times = torch.linspace(0, 0.99, 100, dtype=torch.float64)
+
+    def solved(n: int, rtol: float) -> Tensor:
+        grid = Grid(n, DOMAIN[1], "periodic")
+        initial = -torch.sin(torch.pi * grid.coordinates(0))[None]
+        return Burgers(**TRUE).solve({"initial": initial}, grid, times=times, rtol=rtol)["velocity"][0, :, :: n // 256]
+
+    began = time.process_time()
+    solution = solved(2048, 1e-9)
+    seconds = time.process_time() - began
+    error = float((solution - solved(3072, 1e-10)).norm() / solution.norm())
+    reference = {"method": "Burgers.solve, 2048 modes, against 3072", "error": error, "seconds": seconds}
+    return solution, Grid(256, DOMAIN[1], "periodic"), times, reference
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
