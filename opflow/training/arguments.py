@@ -40,6 +40,16 @@ def check_arguments(
             f"clip_norm is {clip_norm}, but {type(optimizer).__name__} compares the slopes of a search with its values, and a "
             "clipped gradient is no slope; leave clip_norm out."
         )
+    if getattr(optimizer, "needs_residuals", False):
+        if not callable(getattr(loss, "residuals", None)):
+            raise TypeError(
+                f"{type(optimizer).__name__} needs loss.residuals(model, batch), which {type(loss).__name__} does not have; "
+                "use a loss of opflow.losses, or another optimiser."
+            )
+        if autocast is not None:
+            raise ValueError(
+                f"autocast is {autocast}, but {type(optimizer).__name__} works in full precision; leave it out."
+            )
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is {autocast}; give None or torch.bfloat16 (float16 would need a gradient scaler).")
     for name, value in (("loss", loss), ("validate", validate)):

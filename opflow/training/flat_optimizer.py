@@ -95,12 +95,13 @@ class FlatOptimizer(torch.optim.Optimizer):
         super().load_state_dict(dict(state_dict))
         self._params = [p for p in self.param_groups[0]["params"] if p.requires_grad]
         for stored in state_dict["state"].values():
-            restored = {
-                key: value.detach().to(self.device, copy=True) if isinstance(value, Tensor) else value
-                for key, value in stored.items()
-            }
-            self.state[self._params[0]] = restored
+            self.state[self._params[0]] = {key: self._copied(value) for key, value in stored.items()}
         self._memory = self.state[self._params[0]]
+
+    def _copied(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().to(self.device, copy=True)
+        return [self._copied(part) for part in value] if isinstance(value, list) else value
 
     def _weights(self) -> Tensor:
         return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self._params])

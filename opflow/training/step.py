@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from opflow.batch import Batch
 from opflow.losses.objective import total
+from opflow.training.jacobian import LeastSquares
 from opflow.training.record import Record
 
 AnyBatch = Batch | Mapping[str, Batch]
@@ -96,7 +97,10 @@ class Step:
 
         before = [p.detach().clone() for p in self.parameters] if self.moves_early else []
         try:
-            self.optimizer.step(closure)
+            if getattr(self.optimizer, "needs_residuals", False):
+                self.optimizer.step(LeastSquares(self.model, self.loss, batch, evaluate=closure))
+            else:
+                self.optimizer.step(closure)
         except TrainingDiverged:
             with torch.no_grad():
                 for parameter, kept in zip(self.parameters, before, strict=False):

@@ -67,9 +67,7 @@ def test_secant_equation_symmetry_and_positive_definiteness(update) -> None:
 @pytest.mark.parametrize("update", ["broyden", "bfgs"])
 def test_the_update_is_the_papers_formula(update) -> None:
     """H+ written out term by term, with B = H^-1 solved for instead of read off the step."""
-    for number, (h, s, y, _, _, h_new) in enumerate(recorded_run(update, size=6).history):
-        if number == 0:
-            h = h * (s @ y) / (y @ y) / h[0, 0]
+    for h, s, y, _, _, h_new in recorded_run(update, size=6).history[1:]:  # the first is plain BFGS
         hy, sy = h @ y, s @ y
         yhy, sbs = y @ hy, s @ torch.linalg.solve(h, s)
         numbers = BroydenUpdate.of(update, float(sbs), float(sy), float(yhy), len(s))
@@ -133,7 +131,7 @@ def test_a_quadratic_gives_the_inverse_hessian(monkeypatch) -> None:
 
 def test_float32_parameters_reach_float32_accuracy() -> None:
     x = start(10, torch.float32)
-    optimizer = SelfScaledBroyden([x], iterations=400)
+    optimizer = SelfScaledBroyden([x], iterations=150)
     optimizer.step(closure_of(optimizer, rosenbrock, x))
     assert optimizer.report.outcome in ("stalled", "converged", "moved")
     assert (x - 1).abs().max() < 1e-3
