@@ -127,9 +127,8 @@ def main(
     # Pictures.
     space_time = Grid(solution.shape, ((0.0, float(times[-1])), DOMAIN[1]), ("nodes", "periodic"), ("t", "x"))
     values = torch.full_like(solution, torch.nan)
-    near = torch.round(
-        sensors.coords / torch.tensor([times[1], grid.spacing[0]]) - torch.tensor([0.0, -1 / grid.spacing[0]])
-    ).long()
+    spacing = torch.tensor([float(times[1]), grid.spacing[0]], dtype=torch.float64)
+    near = ((sensors.coords - torch.tensor([0.0, DOMAIN[1][0]], dtype=torch.float64)) / spacing).round().long()
     values[near[:, 0], near[:, 1]] = sensors.target[:, 0]
     figure = plot_fields(
         [{"observed": values, "solution": solution, "found": u}], space_time, input="observed", reference="solution", prediction="found"

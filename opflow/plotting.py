@@ -356,6 +356,7 @@ def plot_intervals(
         axis.axhline(truth, color="black", linewidth=0.8, linestyle="--")
         axis.set_title(f"{name}: {int((~missed).sum())} of {len(values)}", fontsize=10)
         axis.set_xlabel("repetition")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(True, axis="y", alpha=0.3)
     axes[0][0].set_ylabel(ylabel)
     if title:
