@@ -71,16 +71,19 @@ def gauss_legendre(stages: int) -> ButcherTableau:
     integral[0] = x + 1
     integral[1:] = (p[2 : stages + 1] - p[: stages - 1]) / (2 * k[1:] + 1)
     matrix = (integral.T @ ((2 * k + 1) / 2 * p[:stages])) * (w / 2)
-    parts = [np.asarray(part, dtype=np.float64) for part in ((1 + x) / 2, matrix, w / 2)]
-    for part in parts:
-        part.flags.writeable = False
-    return ButcherTableau(*parts, order=2 * stages)
+    return ButcherTableau(_frozen((1 + x) / 2), _frozen(matrix), _frozen(w / 2), order=2 * stages)
+
+
+def _frozen(part: NDArray[np.longdouble]) -> Array:
+    rounded = part.astype(np.float64)
+    rounded.flags.writeable = False
+    return rounded
 
 
 def _nodes(n: int) -> tuple[NDArray[np.longdouble], NDArray[np.longdouble]]:
     """Legendre nodes on [-1, 1] in increasing order and their weights, by Newton's method in extended precision."""
-    x = np.asarray(-np.cos(np.pi * (np.arange(n) + 0.75) / (n + 0.5)), dtype=np.longdouble)
-    for _ in range(8):  # quadratic convergence from an error of O(n^-2) of the spacing
+    x = -np.cos(np.pi * (np.arange(n, dtype=np.longdouble) + 0.75) / (n + 0.5))
+    for _ in range(8):  # converges quadratically
         p = _legendre(x, n)
         x = x - p[n] * (1 - x * x) / (n * (p[n - 1] - x * p[n]))
     x = (x - x[::-1]) / 2  # exactly symmetric
