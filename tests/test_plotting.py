@@ -15,6 +15,7 @@ from opflow import Grid
 from opflow.plotting import (
     plot_bars,
     plot_convergence,
+    plot_curves,
     plot_fields,
     plot_frames,
     plot_images,
@@ -51,6 +52,13 @@ def test_panels_hold_the_fields_with_the_first_axis_to_the_right() -> None:
             assert image.origin == "lower" and list(image.get_extent()) == [0.0, 1.0, 2.0, 5.0]
             assert axis.get_xlabel() == "r" and axis.get_ylabel() == "z"
     assert [axis.get_title() for axis in panels(figure)[:3]] == ["permeability", "pressure", "prediction"]
+
+
+def test_small_errors_are_not_said_to_be_zero() -> None:
+    row = sample()
+    for factor, said in ((1.02, "error (relative L2 2.00%)"), (1 + 2e-6, "error (relative L2 2.0e-06)")):
+        row["prediction"] = factor * row["pressure"].double()
+        assert panels(draw([row]))[3].get_title() == said
 
 
 def test_the_error_has_symmetric_limits_of_its_own_and_the_prediction_those_of_the_reference() -> None:
@@ -144,6 +152,18 @@ def test_convergence_curves() -> None:
     assert [line.get_label() for line in axis.get_lines()] == ["first", "second"]
     np.testing.assert_allclose(axis.get_lines()[0].get_ydata(), 10.0**-steps)
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("step", "residual", "CG")
+
+
+def test_families_of_curves_have_one_colour_each() -> None:
+    t = torch.linspace(0, 1, 5)
+    figure = plot_curves({"left": [(-t, t), (-2 * t, t)], "right": [(t, t)]}, xlabel="x", ylabel="t", title="paths")
+    axis = figure.axes[0]
+    colours = [line.get_color() for line in axis.get_lines()]
+    assert colours[0] == colours[1] != colours[2] and axis.get_yscale() == "linear"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["left", "right"]
+    assert np.allclose(axis.get_lines()[1].get_xdata(), -2 * t.numpy())
+    with pytest.raises(ValueError, match="at least one curve"):
+        plot_curves({"none": []}, xlabel="x", ylabel="t")
 
 
 def test_reference_slopes() -> None:

@@ -3,6 +3,9 @@
 from opflow.losses.condition import ConditionResidual
 from opflow.losses.conjugate_direction import DirectionLoss
 from opflow.losses.conjugate_gradient import EnergyReduction
+from opflow.losses.discrete_time import DiscreteTimeResidual
+from opflow.losses.galerkin import FieldPrior, GalerkinResidual, PointObservations
+from opflow.losses.lagrangian import LagrangianResidual
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 from opflow.losses.objective import Objective, total
@@ -14,9 +17,14 @@ __all__ = [
     "ConditionResidual",
     "DataMisfit",
     "DirectionLoss",
+    "DiscreteTimeResidual",
     "EnergyReduction",
+    "FieldPrior",
+    "GalerkinResidual",
+    "LagrangianResidual",
     "Objective",
     "PDEResidual",
+    "PointObservations",
     "Unknown",
     "mean_squared_error",
     "relative_errors",

@@ -3,7 +3,10 @@
 from opflow.models.deeponet import DeepONet
 from opflow.models.direction_network import DirectionNetwork
 from opflow.models.fno import FNO
+from opflow.models.galerkin_solution import GalerkinSolution
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.graph_network import GraphNetwork
+from opflow.models.lagrangian_pinn import CharacteristicsCross, Crossing, LagrangianPINN
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
@@ -14,9 +17,14 @@ from opflow.models.unet import UNet
 __all__ = [
     "FNO",
     "PINN",
+    "CharacteristicsCross",
+    "Crossing",
     "DeepONet",
     "DirectionNetwork",
+    "GalerkinSolution",
     "GalerkinTransformer",
+    "GraphNetwork",
+    "LagrangianPINN",
     "LocalFNO",
     "MgNO",
     "MultigridNetwork",
