@@ -10,9 +10,12 @@ from opflow.training.loop import evaluate, fit
 from opflow.training.quasi_newton import SelfScaledBroyden
 from opflow.training.record import Record, Start
 from opflow.training.step import TrainingDiverged
+from opflow.training.weighting import CausalWeights, GradientNormBalance, StateSelection, TangentKernelBalance
 
 __all__ = [
+    "CausalWeights",
     "Covariance",
+    "GradientNormBalance",
     "Interruption",
     "LeastSquares",
     "LevenbergMarquardt",
@@ -20,6 +23,8 @@ __all__ = [
     "Record",
     "SelfScaledBroyden",
     "Start",
+    "StateSelection",
+    "TangentKernelBalance",
     "TrainingDiverged",
     "evaluate",
     "fit",

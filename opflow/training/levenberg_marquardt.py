@@ -24,8 +24,8 @@ class LevenbergMarquardt(FlatOptimizer):
     With up to `dense` parameters J is formed (`jacobian`; rows x P numbers) and the smaller of J^T J + mu I and
     J J^T + mu I is factorised. Beyond, the system is solved by conjugate gradients on products with J and J^T alone.
 
-    What is lowered is |r|^2. That is the loss where a loss says so, as `PDEResidual` and `ConditionResidual` do; the residuals of
-    `DataMisfit` are the plain differences, whatever its misfit is, so weigh it accordingly.
+    What is lowered is |r|^2, which is the loss where its terms are means of squares: `PDEResidual`, `ConditionResidual`,
+    `DataMisfit` of `mean_squared_error`. The residuals of another misfit are the plain differences.
 
     In `fit` it works like any optimiser; on its own it takes ``step(LeastSquares(model, loss, batch))``.
 

@@ -52,10 +52,11 @@ def ways(monkeypatch) -> list[str]:
     """Which ways of forming J were tried, in order."""
     taken: list[str] = []
     for name in ("_from_recorded_maps", "_from_weights_at_points", "_by_rows"):
+        real = getattr(module, name)
 
-        def spy(*arguments, _name=name, _real=getattr(module, name)):
-            taken.append(_name)
-            return _real(*arguments)
+        def spy(*arguments, name=name, real=real):
+            taken.append(name)
+            return real(*arguments)
 
         monkeypatch.setattr(module, name, spy)
     return taken

@@ -1,5 +1,6 @@
 """Levenberg-Marquardt: known answers, dense and matrix-free alike, in fit, refusals and its state."""
 
+import itertools
 import math
 
 import pytest
@@ -58,9 +59,9 @@ def test_a_curve_fit_converges_quadratically(dense) -> None:
     while optimizer.report.outcome != "converged" and len(losses) < 40:
         losses.append(optimizer.step(problem))
     assert torch.allclose(model.p, torch.tensor([2.5, 1.3], dtype=torch.float64), atol=1e-10)
-    assert all(b <= a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(losses))
     late = [loss for loss in losses if 1e-20 < loss < 1e-4]
-    assert all(b < 1e-2 * a for a, b in zip(late, late[1:], strict=False))
+    assert all(b < 1e-2 * a for a, b in itertools.pairwise(late))
 
 
 def test_one_step_is_the_normal_equations() -> None:
@@ -99,7 +100,7 @@ def test_rosenbrock_as_least_squares_never_rises() -> None:
         losses.append(optimizer.step(LeastSquares(model, loss, Batch())))
     assert optimizer.report.outcome == "converged"
     assert torch.allclose(model.p, torch.ones(2, dtype=torch.float64), atol=1e-9)
-    assert all(b <= a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(losses))
 
 
 def test_a_trial_that_is_not_finite_raises_the_damping() -> None:
