@@ -9,7 +9,9 @@ from opflow.layers.embedding import DomainPadding, GridEmbedding
 from opflow.layers.fourier import FourierLayer, SoftGate
 from opflow.layers.function_norm import FunctionNorm
 from opflow.layers.galerkin_attention import FourierAttention, GalerkinAttention, TransformerLayer
+from opflow.layers.graph_conv import ChebyshevConv, scaled_laplacian
 from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
+from opflow.layers.hard_initial import HardInitial
 from opflow.layers.heat_series import HeatSeries
 from opflow.layers.local_conv import LocalConv
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
@@ -29,6 +31,7 @@ __all__ = [
     "BranchTrunk",
     "ChannelLinear",
     "ChannelMLP",
+    "ChebyshevConv",
     "CornerFeatures",
     "DerivativeConv",
     "DomainPadding",
@@ -40,6 +43,7 @@ __all__ = [
     "GalerkinAttention",
     "GridEmbedding",
     "HardConstraint",
+    "HardInitial",
     "HeatSeries",
     "LocalConv",
     "MultigridConv",
@@ -55,4 +59,5 @@ __all__ = [
     "SpectralDecoder",
     "TransformerLayer",
     "UpSampler",
+    "scaled_laplacian",
 ]
