@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from opflow.batch import Batch
 from opflow.losses.objective import total
+from opflow.losses.well_posed import warn_if_ill_posed
 from opflow.training.jacobian import LeastSquares
 from opflow.training.record import Record
 
@@ -63,6 +64,7 @@ class Step:
         self.model, self.loss, self.optimizer, self.clip_norm = model, loss, optimizer, clip_norm
         self.autocast, self.device = autocast, device
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.looked_at = False
         self.judges_trials = bool(getattr(optimizer, "judges_trials", False))
         # Only a line search moves the weights before the loss is known to be finite, so only there a copy is worth its memory.
         self.moves_early = isinstance(optimizer, torch.optim.LBFGS) or self.judges_trials
@@ -70,6 +72,9 @@ class Step:
     def __call__(self, batch: AnyBatch, epoch: int, number: int, last: Record | None) -> dict[str, float]:
         """Make the step, or raise `TrainingDiverged` with the weights as they were."""
         batch = on_device(batch, self.device)
+        if not self.looked_at and isinstance(self.loss, nn.Module):
+            warn_if_ill_posed(self.model, self.loss, batch)
+        self.looked_at = True
         first: dict[str, float] = {}
 
         def closure() -> float:
