@@ -184,7 +184,8 @@ def test_unknowns_are_found_saved_and_refused_where_nobody_holds_them(tmp_path) 
     with pytest.raises(ValueError, match=r"unknowns.viscosity.raw; build the optimizer from"):
         next(fit(model, loss, [batch], torch.optim.Adam(model.parameters()), epochs=1))
     optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()])
-    record = next(fit(model, loss, [batch], optimizer, epochs=1, progress=False))
+    with pytest.warns(UserWarning, match="1 unknown coefficient cannot be found from no observations"):
+        record = next(fit(model, loss, [batch], optimizer, epochs=1, progress=False))
     save_checkpoint(tmp_path, model, loss=loss, record=record)
     other = PDEResidual(Burgers(0.1), AutogradDerivatives(), {"viscosity": Unknown(0.3, positive=True)})
     load_checkpoint(tmp_path, network(seed=1), loss=other)
