@@ -9,6 +9,7 @@ from torch import nn
 
 from opflow.batch import Batch, unwrapped
 from opflow.losses.condition import ConditionResidual
+from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.unknown import Unknown
 from opflow.pde.boundary import Condition, Initial
@@ -20,7 +21,8 @@ def warn_if_ill_posed(model: nn.Module, loss: nn.Module, batch: Batch | Mapping[
     """Warn, and return why, where a physics-informed loss has too few conditions to determine its solution.
 
     Counted are soft conditions (`ConditionResidual`), hard ones (a module of the model with an attribute `conditions`, such as
-    `HardConstraint` or `PeriodicFeatures`) and observations (`DataMisfit`). Each of these is a reason:
+    `HardConstraint` or `PeriodicFeatures`) and observations (`DataMisfit`, and the snapshot at the end of a `DiscreteTimeResidual`;
+    that at the start is an initial condition). Each of these is a reason:
 
     - a derivative in time, and neither an initial condition nor observations; for m derivatives in time, fewer than m orders
       of soft initial conditions and none that is hard;
@@ -48,7 +50,7 @@ def warn_if_ill_posed(model: nn.Module, loss: nn.Module, batch: Batch | Mapping[
     asked = {axes for part in parts for axes in getattr(part, "derivatives_asked", ())}
     soft = [part.condition for part in parts if isinstance(part, ConditionResidual)]
     hard = _hard_conditions(model)
-    observed = sum(_observed(part, batch) for part in parts if isinstance(part, DataMisfit))
+    observed = sum(_observed(part, batch) for part in parts)
     reasons = [
         *_initial_reasons(asked, soft, hard, observed),
         *_boundary_reasons(asked, {condition.kind for condition in soft} | hard, observed),
@@ -76,9 +78,16 @@ def _names(conditions: object) -> list[str]:
     return [name for name in conditions if isinstance(name, str)]
 
 
-def _observed(misfit: DataMisfit, batch: Batch | Mapping[str, Batch]) -> int:
-    part = batch if isinstance(batch, Batch) else batch.get(misfit.on or "")
-    return 0 if part is None or part.target is None else part.target.numel()
+def _observed(loss: nn.Module, batch: Batch | Mapping[str, Batch]) -> int:
+    at_the_end = isinstance(loss, DiscreteTimeResidual) and loss.snapshot == "end"
+    if not (isinstance(loss, DataMisfit) or at_the_end):
+        return 0
+    part = batch if isinstance(batch, Batch) else batch.get(str(loss.on or ""))
+    if part is None:
+        return 0
+    if part.target is None and at_the_end and part.coords is not None:  # the snapshot is a function
+        return part.coords[..., 0].numel()
+    return 0 if part.target is None else part.target.numel()
 
 
 def _initial_reasons(asked: set[str], soft: list[Condition], hard: frozenset[str], observed: int) -> list[str]:

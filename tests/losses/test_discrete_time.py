@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opflow.batch import Batch
-from opflow.losses import PDEResidual, Unknown, total
+from opflow.losses import PDEResidual, Unknown, total, warn_if_ill_posed
 from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.pde import AutogradDerivatives, gauss_legendre
 from opflow.pde.runge_kutta import ButcherTableau
@@ -301,3 +301,20 @@ def test_it_is_a_residual_like_the_continuous_one() -> None:
     loss = DiscreteTimeResidual(Burgers(), AutogradDerivatives(), 2, 0.1)
     assert isinstance(loss, PDEResidual) and loss.derivatives_asked == {"x", "xx"}
     assert "2 stages, step=0.1, snapshot='start'" in repr(loss)
+
+
+@pytest.mark.filterwarnings("ignore:the problem is not well posed")
+def test_the_snapshot_at_the_end_is_what_determines_coefficients() -> None:
+    unknowns = {"viscosity": Unknown(0.1, positive=True)}
+    x = points()
+    batch = {name: Batch(coords=x, target=torch.zeros(9, dtype=DOUBLE)) for name in ("start", "end")}
+    start, end = (
+        DiscreteTimeResidual(Burgers(), AutogradDerivatives(), 2, 0.1, snapshot=name, unknowns=unknowns, on=name)
+        for name in ("start", "end")
+    )
+    model = nn.Linear(1, 2).double()
+    assert warn_if_ill_posed(model, start + end, batch) == []
+    assert any("1 unknown coefficient cannot be found" in reason for reason in warn_if_ill_posed(model, start, batch))
+    known = DiscreteTimeResidual(Burgers(), AutogradDerivatives(), 2, 0.1)
+    (reason,) = warn_if_ill_posed(model, known, batch["start"])
+    assert "no boundary condition" in reason
