@@ -144,30 +144,28 @@ class WeakForm:
         known = {name: torch.as_tensor(p).detach() for name, p in (parameters or {}).items()}
         with torch.no_grad():
             u = self.imposed(torch.zeros(self.space.shape, dtype=torch.float64) if start is None else start.detach())
+            one_step = factors is not None
             if factors is None:
                 u, factors = self._newton(u, known, rtol, max_steps)
-            else:
-                self._check_linear(u, known, factors)
         # One step with a graph. From the solution itself, its value is the solution and its derivative the implicit function's; where
         # the Jacobian is constant, both hold from anywhere.
-        step = factors.solve(self.residual(u, parameters))
-        flat = u.flatten().index_add(0, self.free.to(u.device), -step.to(u))
-        return flat.view(self.space.shape)
+        residual = self.residual(u, parameters)
+        flat = u.flatten().index_add(0, self.free.to(u.device), -factors.solve(residual).to(u))
+        u = flat.view(self.space.shape)
+        if one_step:
+            with torch.no_grad():
+                left, first = float(self.residual(u, known).norm()), float(residual.norm())
+            if not left <= 1e-8 * first:
+                raise NewtonFailed(
+                    f"one step with the given factors left a residual of {left:.3g}, from {first:.3g}; the equation is not linear, or "
+                    "its Jacobian changed: leave `factors` out."
+                )
+        return u
 
     def factorised(self, parameters: Parameters | None = None, u: Tensor | None = None) -> SparseFactors:
         """The factors of the Jacobian at u, zero by default."""
         u = torch.zeros(self.space.shape, dtype=torch.float64) if u is None else u
         return SparseFactors(self.jacobian(u, parameters))
-
-    def _check_linear(self, u: Tensor, known: Parameters, factors: SparseFactors) -> None:
-        residual = self.residual(u, known)
-        step = self.expanded(factors.solve(residual)) - self.dirichlet.to(u)
-        left, first = float(self.residual(u - step, known).norm()), float(residual.norm())
-        if not left <= 1e-8 * first:
-            raise NewtonFailed(
-                f"one step with the given factors left a residual of {left:.3g}, from {first:.3g}; the equation is not linear, or its "
-                "Jacobian changed: leave `factors` out."
-            )
 
     def _newton(self, u: Tensor, known: Parameters, rtol: float, max_steps: int) -> tuple[Tensor, SparseFactors]:
         residual = self.residual(u, known)
