@@ -58,7 +58,7 @@ def plot_fields(
         error = fields[prediction] - fields[reference]
         size = np.linalg.norm(fields[reference])
         relative = np.linalg.norm(error) / size if size > 0 else np.nan
-        said = f"error (relative L2 {relative:.2%})"
+        said = f"error (relative L2 {relative:{'.1e' if relative < 1e-3 else '.2%'}})"
         if grid.dim == 1:
             _lines(axes[i], grid, fields, error, (input, reference, prediction, said))
             continue
@@ -216,7 +216,10 @@ def _image(axis: Any, field: Any, grid: Grid, style: Mapping[str, Any]) -> Any:
     (left, right), (bottom, top) = grid.extent
     axis.set_xlabel(grid.axes[0])
     axis.set_ylabel(grid.axes[1])
-    return axis.imshow(field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", **style)
+    aspect = "auto" if "t" in grid.axes else "equal"  # time and length have no unit in common
+    return axis.imshow(
+        field.T, origin="lower", extent=(left, right, bottom, top), interpolation="nearest", aspect=aspect, **style
+    )
 
 
 def _signed(values: Any) -> dict[str, Any]:

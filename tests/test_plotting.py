@@ -154,6 +154,15 @@ def test_convergence_curves() -> None:
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("step", "residual", "CG")
 
 
+def test_time_and_length_have_no_unit_in_common() -> None:
+    shape = (5, 7)
+    for axes, aspect in ((("t", "x"), "auto"), (("x", "y"), 1.0)):
+        grid = Grid(shape, extent=((0.0, 1.0), (0.0, 9.0)), axes=axes)
+        row = dict.fromkeys(("a", "b", "c"), torch.rand(shape))
+        figure = plot_fields([row], grid, input="a", reference="b", prediction="c")
+        assert figure.axes[0].get_aspect() == aspect
+
+
 def test_families_of_curves_have_one_colour_each() -> None:
     t = torch.linspace(0, 1, 5)
     figure = plot_curves({"left": [(-t, t), (-2 * t, t)], "right": [(t, t)]}, xlabel="x", ylabel="t", title="paths")
