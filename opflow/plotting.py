@@ -159,13 +159,18 @@ def plot_images(
 
 
 def plot_triangles(
-    fields: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], *, edges: bool = True, title: str = ""
+    fields: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    edges: bool = True,
+    signed: Sequence[str] = (),
+    title: str = "",
 ) -> Figure:
     """Fields on meshes of triangles, side by side, each with a colour scale of its own.
 
     Args:
         fields: title -> vertices (n, 2), triangles (m, 3) as indices of them, values (n,).
         edges: draw the edges too.
+        signed: titles of the fields whose colours are symmetric about zero, an error for example.
     """
     if not fields:
         raise ValueError("there is no field to draw; give at least one mesh with values.")
@@ -181,7 +186,8 @@ def plot_triangles(
             raise ValueError(
                 f"{said!r} has vertices {points.shape}, triangles {triangles.shape} and values {values.shape}; expected (n, 2), (m, 3) and (n,)."
             )
-        image = axis.tripcolor(points[:, 0], points[:, 1], triangles, values, shading="gouraud", cmap="viridis")
+        style = _signed(values) if said in signed else {"cmap": "viridis"}
+        image = axis.tripcolor(points[:, 0], points[:, 1], triangles, values, shading="gouraud", **style)
         if edges:
             axis.triplot(points[:, 0], points[:, 1], triangles, color="white", linewidth=0.2)
         axis.set_aspect("equal")

@@ -264,6 +264,9 @@ def test_fields_on_triangles() -> None:
     (mesh,) = (c for c in first.collections if c.get_array() is not None)
     np.testing.assert_array_equal(mesh.get_array(), [0.0, 1.0, 2.0, 3.0])
     assert (first.get_title(), second.get_title(), first.get_aspect()) == ("u", "v", 1.0)
+    signed = plot_triangles({"error": (points, triangles, [0.0, 1.0, -3.0, 2.0])}, signed=["error"])
+    (mesh,) = (c for c in signed.axes[0].collections if c.get_array() is not None)
+    assert mesh.get_clim() == (-3.0, 3.0)
     with pytest.raises(ValueError, match=r"'u' has vertices \(4, 2\), triangles \(2, 3\) and values \(3,\)"):
         plot_triangles({"u": (points, triangles, [0.0, 1.0, 2.0])})
     with pytest.raises(ValueError, match="there is no field to draw"):

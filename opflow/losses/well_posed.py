@@ -13,6 +13,7 @@ from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.unknown import Unknown
 from opflow.pde.boundary import Condition, Initial
+from opflow.pde.derivatives.grid import GridDerivatives
 
 _BOUNDARY = frozenset({"dirichlet", "neumann", "robin", "periodic"})
 
@@ -21,7 +22,7 @@ def warn_if_ill_posed(model: nn.Module, loss: nn.Module, batch: Batch | Mapping[
     """Warn, and return why, where a physics-informed loss has too few conditions to determine its solution.
 
     Counted are soft conditions (`ConditionResidual`), hard ones (a module of the model with an attribute `conditions`, such as
-    `HardConstraint` or `PeriodicFeatures`) and observations (`DataMisfit`, and the snapshot at the end of a `DiscreteTimeResidual`;
+    `HardConstraint` or `PeriodicFeatures`), the periodic axes of `GridDerivatives`, and observations (`DataMisfit`, and the snapshot at the end of a `DiscreteTimeResidual`;
     that at the start is an initial condition). Each of these is a reason:
 
     - a derivative in time, and neither an initial condition nor observations; for m derivatives in time, fewer than m orders
@@ -49,7 +50,7 @@ def warn_if_ill_posed(model: nn.Module, loss: nn.Module, batch: Batch | Mapping[
     parts = list(loss.modules())
     asked = {axes for part in parts for axes in getattr(part, "derivatives_asked", ())}
     soft = [part.condition for part in parts if isinstance(part, ConditionResidual)]
-    hard = _hard_conditions(model)
+    hard = _hard_conditions(model) | _of_grids(parts)
     observed = sum(_observed(part, batch) for part in parts)
     reasons = [
         *_initial_reasons(asked, soft, hard, observed),
@@ -69,6 +70,13 @@ def _hard_conditions(model: nn.Module) -> frozenset[str]:
     inner = unwrapped(model)
     modules = inner.modules() if isinstance(inner, nn.Module) else [inner]
     return frozenset(name for module in modules for name in _names(getattr(module, "conditions", ())))
+
+
+def _of_grids(losses: Iterable[nn.Module]) -> frozenset[str]:
+    """ "periodic" where an equation is stated on a grid with a periodic axis."""
+    found = [getattr(loss, "derivatives", None) for loss in losses]
+    grids = [derivatives.grid for derivatives in found if isinstance(derivatives, GridDerivatives)]
+    return frozenset({"periodic"} if any("periodic" in grid.layout for grid in grids) else ())
 
 
 def _names(conditions: object) -> list[str]:

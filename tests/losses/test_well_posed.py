@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from opflow.batch import Batch
-from opflow.layers import HardConstraint
+from opflow.grid import Grid
+from opflow.layers import HardConstraint, HardInitial
 from opflow.losses import (
     ConditionResidual,
     DataMisfit,
@@ -20,7 +21,7 @@ from opflow.losses import (
     mean_squared_error,
     warn_if_ill_posed,
 )
-from opflow.pde import AutogradDerivatives, Dirichlet, Initial, Neumann, Periodic
+from opflow.pde import AutogradDerivatives, Dirichlet, GridDerivatives, Initial, Neumann, Periodic
 from opflow.problems import Burgers
 
 D = AutogradDerivatives(("t", "x"))
@@ -137,3 +138,15 @@ def test_the_parts_of_the_library_are_understood() -> None:
     forward = PDEResidual(Burgers(viscosity=0.1), D)
     assert reasons(forward, both) == []
     assert ["boundary condition" in reason for reason in reasons(forward, only_start)] == [True]
+
+
+def test_a_periodic_axis_of_a_grid_is_a_boundary_condition() -> None:
+    def on(layout: str) -> PDEResidual:
+        return PDEResidual(
+            Burgers(), GridDerivatives(Grid((5, 8), layout=("nodes", layout), axes=("t", "x"))), name="grid"
+        )
+
+    held = HardInitial(nn.Conv2d(1, 1, 1), 5)
+    assert reasons(on("periodic"), held) == []
+    assert ["boundary condition" in reason for reason in reasons(on("nodes"), held)] == [True]
+    assert ["initial condition" in reason for reason in reasons(on("periodic"), held.network)] == [True]
