@@ -49,6 +49,7 @@ class PINN(nn.Module):
         hidden: Sequence[int] = (20, 20, 20),
         *,
         periodic: Sequence[int] | None = None,
+        even: Sequence[bool] | None = None,
         fourier_features: int | None = None,
         fourier_scale: float = 1.0,
         residual_gates: bool = False,
@@ -60,6 +61,7 @@ class PINN(nn.Module):
             domain: (low, high) per coordinate.
             hidden: widths of the hidden layers.
             periodic: harmonics per coordinate, 0 where not periodic; see `PeriodicFeatures`.
+            even: per coordinate, periodic and even, by cosines alone.
             fourier_features: random ones of the scaled coordinates, cosines and sines together.
             fourier_scale: deviation of their frequencies, in cycles per unit of the box [-1, 1]^dim.
             residual_gates: one `ResidualGateBlock` a hidden layer (all of one width) instead of a plain perceptron.
@@ -70,7 +72,7 @@ class PINN(nn.Module):
         box, widths = as_box(domain, len(domain)), tuple(hidden)
         if not widths or any(not isinstance(n, int) or n < 1 for n in widths):
             raise ValueError(f"hidden is {widths}; give the widths of the hidden layers, positive whole numbers.")
-        scaled = PeriodicFeatures(box, (0,) * len(box) if periodic is None else periodic)
+        scaled = PeriodicFeatures(box, (0,) * len(box) if periodic is None else periodic, even=even)
         size, parts = scaled.out_features, [cast(nn.Module, scaled)]
         if fourier_features is not None:
             parts.append(FourierFeatures(size, fourier_features, scale=fourier_scale))
@@ -89,7 +91,7 @@ class PINN(nn.Module):
         model = cls(nn.Sequential(*parts) if len(parts) > 1 else scaled, network)
         model.recipe = {
             "model": cls.__name__, "domain": [list(pair) for pair in box], "out_channels": out_channels, "hidden": list(widths),
-            "periodic": None if periodic is None else list(periodic), "fourier_features": fourier_features,
+            "periodic": None if periodic is None else list(periodic), "even": None if even is None else [bool(e) for e in even], "fourier_features": fourier_features,
             "fourier_scale": fourier_scale, "residual_gates": residual_gates, "activation": activation,
         }  # fmt: skip
         return model
