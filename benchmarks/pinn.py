@@ -52,7 +52,8 @@ def recorded(path: Path = RESULTS) -> list[dict[str, Any]]:
 def missing(names: Sequence[str], seeds: Sequence[int], path: Path = RESULTS) -> list[tuple[str, int]]:
     """The runs that are not on record as they would be made now."""
     known = {(r["run"], r["seed"], r["digest"]) for r in recorded(path)}
-    return [(n, s) for n in names for s in seeds if (n, s, digest(runs()[n])) not in known]
+    wanted = [(n, s) for n in names for s in seeds if s in runs()[n].get("seeds", SEEDS)]
+    return [(n, s) for n, s in wanted if (n, s, digest(runs()[n])) not in known]
 
 
 def perform(name: str, seed: int) -> dict[str, Any]:
@@ -110,10 +111,10 @@ def record(result: dict[str, Any], path: Path = RESULTS) -> None:
         write_json(path, report)
 
 
-def at(results: Mapping[str, Any], path: str) -> Any:
-    """The entry of nested results that a dotted path names, "rows.burgers.error"."""
+def at(results: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The entry of nested results under these keys, one after another."""
     value: Any = results
-    for key in path.split("."):
+    for key in path:
         value = value[key]
     return value
 
@@ -132,8 +133,8 @@ def summary(done: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], li
             unit = number.get("unit", "")
             spread = f"{min(values):.2g} to {max(values):.2g}"
             published = f"; published {number['published']}" if "published" in number else ""
-            what = f"{number['title']}, median of {len(values)} seeds ({spread}{published})"
-            required = "reported" if asked is None else f"{sign} {asked:g} {unit}".rstrip()
+            what = f"{number['title']}, median of {len(values)} seed{'s' * (len(values) > 1)} ({spread}{published})"
+            required = _asked(sign, asked, unit) or "reported"
             lines.append(
                 {
                     "what": what, "measured": float(f"{median:.4g}"), "unit": unit, "required": required, "reached": reached,
@@ -145,13 +146,17 @@ def summary(done: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], li
                 {
                     "title": number["title"], "example": run["example"], "unit": unit, "seeds": len(values), "median": median,
                     "range": [min(values), max(values)], "published": number.get("published", "-"),
-                    "required": required, "reached": reached, "target": None if target is None else f"{sign} {target:g} {unit}".rstrip(),
+                    "required": required, "reached": reached, "target": _asked(sign, target, unit),
                     "target_reached": None if target is None else (median <= target if sign == "<=" else median >= target),
                     "seconds": statistics.median(seconds) if seconds else None,
                     "reference": at(results[0], number["reference"]) if "reference" in number else None,
                 }
             )  # fmt: skip
     return lines, details
+
+
+def _asked(sign: str, limit: float | None, unit: str) -> str | None:
+    return None if limit is None else f"{sign} {limit:g} {unit}".rstrip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,12 +20,18 @@ def a_run(name: str, seed: int, error: float) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for path, value in ((number["path"], error), (number["seconds"], 10.0 * (seed + 1))):
         inner = results
-        *parents, last = path.split(".")
+        *parents, last = path
         for key in parents:
             inner = inner.setdefault(key, {})
         inner[last] = value
     results["reference"] = {"method": "Cole-Hopf", "error": 1e-12, "seconds": 0.5}
-    return {"run": name, "seed": seed, "digest": pinn.digest(pinn.runs()[name]), "wall_seconds": 1.0, "results": results}
+    return {
+        "run": name,
+        "seed": seed,
+        "digest": pinn.digest(pinn.runs()[name]),
+        "wall_seconds": 1.0,
+        "results": results,
+    }
 
 
 def test_every_run_names_an_example_and_its_numbers() -> None:
