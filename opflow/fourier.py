@@ -72,6 +72,29 @@ def resample(x: Tensor, shape: int | Sequence[int]) -> Tensor:
     return x
 
 
+def periodic_interpolant(values: Tensor, points: Tensor, extent: tuple[float, float]) -> Tensor:
+    """The trigonometric polynomial through values (..., n) on the periodic grid of an interval, at points (points,) -> (..., points).
+
+    It keeps |k| <= n/2; the unpaired frequency of an even grid is a cosine, as in `resample`. Any points will do: of the interval,
+    or of its periodic continuation. The cost is n times their number.
+
+    Args:
+        extent: (low, high); the first value lives at low.
+
+    >>> j = torch.arange(8.)
+    >>> x = torch.tensor([0.3, 1.7])
+    >>> torch.allclose(periodic_interpolant(torch.cos(torch.pi * j / 4), x, (0.0, 2.0)), torch.cos(torch.pi * x), atol=1e-6)
+    True
+    """
+    n = values.shape[-1]
+    low, high = extent
+    c = torch.fft.rfft(values, norm="forward")
+    k = torch.arange(n // 2 + 1, dtype=values.dtype, device=values.device)
+    weight = torch.where((k == 0) | (2 * k == n), 1.0, 2.0).to(values)
+    angle = (2 * math.pi / (high - low)) * k[:, None] * (points.to(values) - low)
+    return (weight * c.real) @ angle.cos() - (weight * c.imag) @ angle.sin()
+
+
 def shell_spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """E(k) = mean over fields of sum |x_q|^2 / 2 over k - 1/2 <= |q| < k + 1/2, for 1 <= k < n / 2, of periodic fields on a square.
 

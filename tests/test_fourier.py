@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opflow.fourier import angular_wavenumbers, resample, shell_spectrum, spectral_derivative
+from opflow.fourier import angular_wavenumbers, periodic_interpolant, resample, shell_spectrum, spectral_derivative
 
 
 @pytest.mark.parametrize("n", range(1, 18))
@@ -121,3 +121,19 @@ def test_the_shells_hold_all_but_the_mean_and_the_corners() -> None:
     line = torch.arange(32, dtype=torch.float64) / 32
     wave = torch.cos(2 * torch.pi * (3 * line[:, None] + 4 * line)).expand(1, 32, 32)
     assert shell_spectrum(wave)[1].argmax() == 4 and abs(shell_spectrum(wave)[1][4] - 0.25) < 1e-14
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 16])
+def test_the_interpolant_agrees_with_resampling_and_with_the_series(n: int) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(3, n, dtype=torch.float64)
+    fine = -1 + 3 * torch.arange(4 * n, dtype=torch.float64) / (4 * n)
+    found = periodic_interpolant(values, fine, (-1.0, 2.0))
+    torch.testing.assert_close(found, resample(values, 4 * n), rtol=0, atol=1e-13)
+    torch.testing.assert_close(periodic_interpolant(values, fine + 3, (-1.0, 2.0)), found, rtol=0, atol=1e-12)
+    x = torch.rand(5, dtype=torch.float64)
+    wave = lambda y: torch.sin(2 * torch.pi * (y + 1) / 3) + 0.5  # noqa: E731
+    if n > 2:
+        nodes = -1 + 3 * torch.arange(n, dtype=torch.float64) / n
+        torch.testing.assert_close(periodic_interpolant(wave(nodes), x, (-1.0, 2.0)), wave(x), rtol=0, atol=1e-14)
+    assert periodic_interpolant(values.float(), x, (-1.0, 2.0)).dtype == torch.float32
