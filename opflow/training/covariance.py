@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from opflow.batch import unwrapped
-from opflow.losses.objective import Objective, Scaled, Sum
-from opflow.training.jacobian import jacobian
+from opflow.losses.objective import Objective
+from opflow.training.jacobian import added_losses, jacobian
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def gauss_newton_covariance(
     inner = unwrapped(model)
     parameters = [p for p in (*inner.parameters(), *loss.parameters()) if p.requires_grad]
     columns = _columns(parameters, wanted)
-    leaves = list(_leaves(loss, 1.0))
+    leaves = list(added_losses(loss))
     missing = [part for part in data if not any(part is leaf for leaf, _ in leaves)]
     if missing or not data:
         raise ValueError(
@@ -134,17 +134,6 @@ def _columns(parameters: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[int
     if not wanted:
         raise ValueError("no parameter is wanted; give at least one.")
     return [first[id(p)] for p in wanted]
-
-
-def _leaves(loss: Any, factor: float) -> Iterator[tuple[Any, float]]:
-    """The losses that were added, each with the root of its weight, which its residuals are scaled by."""
-    if isinstance(loss, Sum):
-        for part in loss.losses:
-            yield from _leaves(part, factor)
-    elif isinstance(loss, Scaled):
-        yield from _leaves(loss.loss, factor * math.sqrt(loss.weight))
-    else:
-        yield loss, factor
 
 
 def _scale(loss: Any, model: nn.Module, batch: Any, residuals: Tensor) -> float:

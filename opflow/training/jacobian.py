@@ -76,17 +76,18 @@ def jacobian(loss: Any, model: nn.Module, batch: Any, parameters: Sequence[Tenso
         parameters: of the model or of the loss, in the order of the columns; one that nothing depends on has zeros.
     """
     parts = [
-        _part_of(leaf, factor, model, batch, parameters) for leaf, factor in _leaves(loss, 1.0)
+        _part_of(leaf, factor, model, batch, parameters) for leaf, factor in added_losses(loss)
     ]  # the residuals of a sum are those of its losses, one after another
     return torch.cat([r for r, _ in parts]), torch.cat([j for _, j in parts])
 
 
-def _leaves(loss: Any, factor: float) -> Iterator[tuple[Any, float]]:
+def added_losses(loss: Any, factor: float = 1.0) -> Iterator[tuple[Any, float]]:
+    """The losses that were added, each with the root of its weight, which its residuals are scaled by."""
     if isinstance(loss, Sum):
         for part in loss.losses:
-            yield from _leaves(part, factor)
+            yield from added_losses(part, factor)
     elif isinstance(loss, Scaled):
-        yield from _leaves(loss.loss, factor * loss.weight**0.5)
+        yield from added_losses(loss.loss, factor * loss.weight**0.5)
     else:
         yield loss, factor
 

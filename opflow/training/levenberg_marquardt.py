@@ -56,7 +56,7 @@ class LevenbergMarquardt(FlatOptimizer):
         self,
         params: Iterable[Any],
         *,
-        damping: float = 1e-3,
+        damping: float = 1e-6,
         max_trials: int = 12,
         dense: int = 4000,
         cg_steps: int = 200,
