@@ -67,7 +67,7 @@ class HardConstraint(nn.Module):
     The loss is then the residual alone, and there is no weight to choose.
 
     Args:
-        network: coordinates (..., dim) -> (..., channel).
+        network: coordinates (..., dim) -> (..., channel); or an operator at coordinates, such as `DeepONet`.
         lift: G, (..., dim) -> (..., channel) or (..., 1).
         distance: l, (..., dim) -> (..., 1) or (..., channel), zero exactly where u is given.
         conditions: which kinds hold, of "initial", "dirichlet", "neumann", "robin" and "periodic"; `losses.warn_if_ill_posed` reads it.
@@ -91,9 +91,10 @@ class HardConstraint(nn.Module):
         self.distance = _remembered(distance)
         self.conditions = tuple(conditions)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """(..., dim) -> (..., channel)"""
-        return self.lift(y) + self.distance(y) * self.network(y)
+    def forward(self, *arguments: Tensor) -> Tensor:
+        """coordinates (..., dim), the last argument -> (..., channel); the network sees all: a DeepONet the input function first"""
+        y = arguments[-1]
+        return self.lift(y) + self.distance(y) * self.network(*arguments)
 
 
 def _remembered(function: Function) -> nn.Module:

@@ -102,6 +102,24 @@ def test_samples_share_their_points() -> None:
         torch.testing.assert_close(shared.d(axes), own.d(axes), rtol=1e-11, atol=1e-12)
 
 
+def test_an_operator_with_a_domain_and_hard_conditions_has_series_too() -> None:
+    torch.manual_seed(0)
+    box = ((0.0, 1.0),) * 3
+    operator = DeepONet.build(5, 3, 1, 1, basis=6, branch=(8,), trunk=(8, 8), activation="tanh", domain=box).double()
+    model = HardConstraint(operator, lambda y: y[..., 1:2].sin(), lambda y: y[..., :1] * y[..., 2:])
+    u, y = torch.rand(4, 1, 5, dtype=torch.float64), points(7)
+    assert model(u, y).shape == (4, 7, 1)
+    held = y * torch.tensor([0.0, 1.0, 1.0])
+    assert torch.equal(model(u, held), held[:, 1:2].sin().expand(4, 7, 1))
+    shared = AutogradDerivatives(NAMES, method="taylor")(model, Batch(input=u, coords=y))
+    own = AutogradDerivatives(NAMES, method="reverse")(model, Batch(input=u, coords=y.expand(4, -1, -1).clone()))
+    for axes in ("t", "xx", "xyt"):
+        torch.testing.assert_close(shared.d(axes), own.d(axes), rtol=1e-11, atol=1e-12)
+    outside = AutogradDerivatives(NAMES, method="taylor")(model, Batch(input=u, coords=y + 1))
+    with pytest.raises(ValueError, match="7 of 7 points lie outside the domain"):
+        outside.d("t")
+
+
 @pytest.mark.parametrize("asked", [("t", "xx"), ("xxx", "t"), ("xy", "xxyy")])
 def test_the_gradient_by_hand_is_that_of_autograd(asked: tuple[str, ...]) -> None:
     torch.manual_seed(0)

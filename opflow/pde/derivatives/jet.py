@@ -111,6 +111,20 @@ class Jet:
         """Of the coefficients."""
         return self.value.device
 
+    @property
+    def is_meta(self) -> bool:
+        """As of a tensor."""
+        return self.value.is_meta
+
+    @property
+    def is_cuda(self) -> bool:
+        """As of a tensor."""
+        return self.value.is_cuda
+
+    def tolist(self) -> Any:
+        """The values, for a message."""
+        return self.value.tolist()
+
     def is_floating_point(self) -> bool:
         """Always: a derivative is."""
         return True
