@@ -45,6 +45,7 @@ FRAMES, NODES = 101, 512  # t = 0, 0.01, .., 1 and x = -1, -1 + 1/256, ..
 def main(
     hidden: tuple[int, ...] = (30, 30, 30),
     harmonics: int = 3,
+    even: bool = True,
     initial: Literal["heat", "fixed"] = "heat",
     causal: bool = True,
     points: int = 5000,
@@ -62,6 +63,7 @@ def main(
     Args:
         hidden: widths of the network's hidden layers.
         harmonics: cosines of x that the network sees.
+        even: the solution is even because its initial values are: train on half of the interval; False adds the sines and the rest.
         initial: "heat" carries the initial values along by the heat equation; "fixed" leaves them, and their kink, where they are.
         causal: weight the residual so that early times come first.
         points: collocation points.
@@ -82,13 +84,13 @@ def main(
     # The network, and the residual as the loss.
     torch.manual_seed(seed)
     model = HardConstraint(
-        PINN.build(((0.0, 1.0), (-1.0, 1.0)), hidden=hidden, periodic=(0, harmonics), even=(False, True)),
+        PINN.build(((0.0, 1.0), (-1.0, 1.0)), hidden=hidden, periodic=(0, harmonics), even=(False, even)),
         lift=carried(problem.diffusivity) if initial == "heat" else initial_values,
         distance=lambda y: y[..., :1],
         conditions=("initial", "periodic"),
     ).double()
     loss = PDEResidual(problem, AutogradDerivatives(method="taylor"), chunk=chunk)
-    domain = SpaceTime((0, 1), Interval(0, 1))  # the other half is its mirror image
+    domain = SpaceTime((0, 1), Interval(0 if even else -1, 1))
     collocation = Collocation(domain, points, steps=min(100, adam_steps), seed=seed, pool=4)
     fresh = Batch(coords=domain.sample(4 * points, seed=(seed, 1)))
     everywhere = Batch(coords=torch.cartesian_prod(t, x))
@@ -158,7 +160,7 @@ def main(
         "residual": min(curves["residual at fresh points"]), "iterations": broyden.report.iterations,
     }  # fmt: skip
     settings = {
-        "hidden": hidden, "harmonics": harmonics, "initial": initial, "causal": causal, "points": points, "adam_steps": adam_steps,
+        "hidden": hidden, "harmonics": harmonics, "even": even, "initial": initial, "causal": causal, "points": points, "adam_steps": adam_steps,
         "iterations": iterations, "resample_every": resample_every, "modes": modes, "seed": seed,
     }  # fmt: skip
     write_json(

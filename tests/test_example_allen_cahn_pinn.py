@@ -30,11 +30,11 @@ def test_short_training(tmp_path: Path) -> None:
         module.main(**SHORT, out=out)
 
 
-def test_without_heat_and_causal_weights(tmp_path: Path) -> None:
-    arguments = SHORT | {"iterations": 100, "resample_every": 100, "initial": "fixed", "causal": False}
+def test_without_heat_evenness_and_causal_weights(tmp_path: Path) -> None:
+    arguments = SHORT | {"iterations": 100, "resample_every": 100, "initial": "fixed", "causal": False, "even": False}
     assert 0 < example("allen_cahn_pinn").main(**arguments, out=tmp_path) < 2
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
-    assert settings["initial"] == "fixed" and settings["causal"] is False
+    assert (settings["initial"], settings["causal"], settings["even"]) == ("fixed", False, False)
 
 
 def test_the_series_carries_the_initial_values() -> None:
