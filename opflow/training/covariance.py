@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opflow.batch import unwrapped
+from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.losses.objective import Objective
 from opflow.training.jacobian import added_losses, jacobian
 
@@ -65,7 +66,8 @@ def gauss_newton_covariance(
         batch: the step's batch or dict of batches, the same that was trained on.
         wanted: parameters, of one number each: ``unknown.raw`` of an `Unknown`. Times its slope, an error of raw becomes one of c.
         data: those of the losses, the objects before they were scaled and added, that compare with noisy data; their terms are means
-            of squares (`DataMisfit` of `mean_squared_error`, a `PDEResidual` at sensors).
+            of squares (`DataMisfit` of `mean_squared_error`, a `PDEResidual` at sensors). All stages of a `DiscreteTimeResidual`
+            at a point share the noise of its snapshot there.
         noise: s, where it is known; None estimates s^2 = |r_d|^2 / (n - effective parameters).
         rcond: singular values of J below this share of the largest are zero.
 
@@ -92,7 +94,7 @@ def gauss_newton_covariance(
             f"data names {len(data)} losses, of which {len(missing)} are no part of the loss; give those that compare with "
             "data, the very objects that were added."
         )
-    rows, matrices, scales = [], [], []
+    rows, matrices, scales, repeats = [], [], [], []
     for leaf, factor in leaves:
         found, matrix = jacobian(leaf, inner, batch, parameters)
         rows.append(factor * found.double())
@@ -100,23 +102,32 @@ def gauss_newton_covariance(
         # What a deviation of one in the data is in these rows; none in the rows of penalties.
         unit = factor * _scale(leaf, inner, batch, found) if any(part is leaf for part in data) else 0.0
         scales.append(torch.full_like(rows[-1], unit))
+        repeats.append(_repeats(leaf, batch, len(found)) if unit else 1)
     r, J, scale = torch.cat(rows), torch.cat(matrices), torch.cat(scales)
     noisy = scale > 0
+    sizes = [len(part) for part in rows]
+    share = torch.cat([torch.full_like(part, 1 / q) for part, q in zip(rows, repeats, strict=True)])
+
+    def by_datum(values: Tensor) -> Tensor:
+        """(rows, k), those of one datum added: they have the same noise."""
+        parts = [part.unflatten(0, (-1, q)).sum(1) for part, q in zip(values.split(sizes), repeats, strict=True)]
+        return torch.cat(parts)
 
     # J = Q R, and the singular values and right vectors of J are those of R.
     _, S, Vt = torch.linalg.svd(torch.linalg.qr(J, mode="r").R, full_matrices=False)
     kept = rcond * S[0] < S
     basis = Vt[kept].T / S[kept]  # the columns of J basis are orthonormal
     inverse = (J @ basis) @ basis[columns].T  # the wanted rows of J^+, as columns
-    effective, n = float((J[noisy] @ basis).square().sum()), int(noisy.sum())
+    taken = by_datum((share.sqrt() * noisy)[:, None] * (J @ basis))
+    effective, n = float(taken.square().sum()), round(float(share[noisy].sum()))
     if noise is None:
         if effective > 0.99 * n:
             raise ValueError(
                 f"the fit takes {effective:.1f} of {n} degrees of freedom of the data, so that nothing is left to estimate their "
                 "noise from; give noise=, more data, or the penalty more weight."
             )
-        noise = math.sqrt(float((r[noisy] / scale[noisy]).square().sum()) / (n - effective))
-    spread = noise * scale[:, None] * inverse
+        noise = math.sqrt(float((share[noisy] * (r[noisy] / scale[noisy]).square()).sum()) / (n - effective))
+    spread = by_datum(noise * scale[:, None] * inverse)
     return Covariance(spread.T @ spread, noise, effective, -(inverse.T @ r))
 
 
@@ -134,6 +145,18 @@ def _columns(parameters: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[int
     if not wanted:
         raise ValueError("no parameter is wanted; give at least one.")
     return [first[id(p)] for p in wanted]
+
+
+def _repeats(loss: Any, batch: Any, rows: int) -> int:
+    """How many rows in a row hold the same datum: every stage of a Runge-Kutta step is compared with one snapshot."""
+    if not isinstance(loss, DiscreteTimeResidual):
+        return 1
+    target = loss.pick(batch).target
+    if target is None:
+        raise ValueError(
+            "a DiscreteTimeResidual has its snapshot as a function, of which the noisy data are not known; give Batch(target=...)."
+        )
+    return rows // target.numel()
 
 
 def _scale(loss: Any, model: nn.Module, batch: Any, residuals: Tensor) -> float:

@@ -15,7 +15,7 @@ from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.pde import AutogradDerivatives, gauss_legendre
 from opflow.pde.runge_kutta import ButcherTableau
 from opflow.problems import Burgers, FitzHughNagumo, KortewegDeVries, Schroedinger
-from opflow.training import LeastSquares, LevenbergMarquardt
+from opflow.training import LeastSquares, LevenbergMarquardt, gauss_newton_covariance
 
 DOUBLE = torch.float64
 
@@ -318,3 +318,54 @@ def test_the_snapshot_at_the_end_is_what_determines_coefficients() -> None:
     known = DiscreteTimeResidual(Burgers(), AutogradDerivatives(), 2, 0.1)
     (reason,) = warn_if_ill_posed(model, known, batch["start"])
     assert "no boundary condition" in reason
+
+
+def test_stages_share_the_noise_of_their_snapshot() -> None:
+    """The sandwich by hand, and Monte Carlo of the linear fit: standard errors are those of points, not of rows."""
+    q, h, n = 4, 0.5, 30
+    generator = torch.Generator().manual_seed(0)
+    x = 6 * torch.rand(n, 1, dtype=DOUBLE, generator=generator)
+
+    class Level(nn.Module):  # u = level at all stages: the mean of the snapshot
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(1, q).double()
+
+        def forward(self, x):
+            return self.linear(torch.ones_like(x))
+
+    class Rate:
+        coordinates, unknowns, rate = ("t", "x"), ("density",), 0.0
+
+        def residual(self, u, a):
+            return {"balance": u["density"].d("t") - self.rate + 0 * u["density"].value}
+
+    unknowns = {"rate": Unknown(0.0)}
+    parts = [
+        DiscreteTimeResidual(Rate(), AutogradDerivatives(method="reverse"), q, h, snapshot=s, unknowns=unknowns, on=s)
+        for s in ("start", "end")
+    ]
+    loss, model = parts[0] + parts[1], Level()
+
+    def fitted(noise: float):
+        target = {s: noise * torch.randn(n, dtype=DOUBLE, generator=generator) for s in ("start", "end")}
+        batch = {s: Batch(coords=x, target=target[s]) for s in target}
+        with torch.no_grad():  # the difference of the means is h times the rate, and the stages lie on the line between
+            means = [target[s].mean() for s in ("start", "end")]
+            unknowns["rate"].raw.copy_((means[1] - means[0]) / h)
+            model.linear.weight.zero_()
+            model.linear.bias.copy_(means[0] + torch.from_numpy(gauss_legendre(q).nodes.copy()) * (means[1] - means[0]))
+        return batch
+
+    batch = fitted(0.1)
+    found = gauss_newton_covariance(model, loss, batch, [unknowns["rate"].raw], data=parts)
+    exact = 0.1 * math.sqrt(2 / n) / h
+    known = gauss_newton_covariance(model, loss, batch, [unknowns["rate"].raw], data=parts, noise=0.1)
+    assert abs(float(known.standard_errors) / exact - 1) < 1e-9
+    assert abs(known.effective_parameters - 2) < 1e-9  # of 2 n data, the two means
+    assert abs(found.noise / 0.1 - 1) < 0.3 and float(found.remaining.abs().max()) < 1e-12
+    errors = []
+    for _ in range(200):
+        fitted(0.1)
+        errors.append(unknowns["rate"].value)
+    assert abs(float(np.std(errors)) / exact - 1) < 0.2
