@@ -54,7 +54,7 @@ def main(
     windows: int = 10,
     window_hidden: tuple[int, ...] = (20, 20),
     window_points: int = 1000,
-    window_iterations: int = 2000,
+    window_iterations: int = 3000,
     adam_steps: int = 500,
     seed: int = 0,
     out: Path = Path("runs/convection_lagrangian"),
