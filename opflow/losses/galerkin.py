@@ -50,10 +50,10 @@ class GalerkinResidual(Objective):
         super().__init__(on=on)
         self.form, self.fields, self.name = form, tuple(fields), name
         self.norm = DualNorm(form) if norm is None else norm
-        self.unknowns = nn.ModuleDict(dict(unknowns or {}))
-        for key, unknown in self.unknowns.items():
+        for key, unknown in (unknowns or {}).items():
             if not isinstance(unknown, Unknown):
                 raise TypeError(f"unknowns[{key!r}] is {type(unknown).__name__}; give an Unknown(initial).")
+        self.unknowns = nn.ModuleDict(dict(unknowns or {}))
         repeated = set(self.fields) & set(self.unknowns)
         if repeated or len(set(self.fields)) < len(self.fields):
             raise ValueError(f"fields {self.fields} and unknowns {tuple(self.unknowns)} name a parameter twice.")

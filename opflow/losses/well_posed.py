@@ -10,6 +10,7 @@ from torch import nn
 from opflow.batch import Batch, unwrapped
 from opflow.losses.condition import ConditionResidual
 from opflow.losses.discrete_time import DiscreteTimeResidual
+from opflow.losses.galerkin import PointObservations
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.unknown import Unknown
 from opflow.pde.boundary import Condition, Initial
@@ -22,7 +23,7 @@ def warn_if_ill_posed(model: nn.Module, loss: nn.Module, batch: Batch | Mapping[
     """Warn, and return why, where a physics-informed loss has too few conditions to determine its solution.
 
     Counted are soft conditions (`ConditionResidual`), hard ones (a module of the model with an attribute `conditions`, such as
-    `HardConstraint` or `PeriodicFeatures`), the periodic axes of `GridDerivatives`, and observations (`DataMisfit`, and the snapshot at the end of a `DiscreteTimeResidual`;
+    `HardConstraint` or `PeriodicFeatures`), the periodic axes of `GridDerivatives`, and observations (`DataMisfit`, `PointObservations`, and the snapshot at the end of a `DiscreteTimeResidual`;
     that at the start is an initial condition). Each of these is a reason:
 
     - a derivative in time, and neither an initial condition nor observations; for m derivatives in time, fewer than m orders
@@ -87,6 +88,8 @@ def _names(conditions: object) -> list[str]:
 
 
 def _observed(loss: nn.Module, batch: Batch | Mapping[str, Batch]) -> int:
+    if isinstance(loss, PointObservations):
+        return loss.values.numel()
     at_the_end = isinstance(loss, DiscreteTimeResidual) and loss.snapshot == "end"
     if not (isinstance(loss, DataMisfit) or at_the_end):
         return 0

@@ -186,7 +186,7 @@ class FiniteElementSpace:
         """The matrix (n_points, n_nodes) that takes nodal values to values at points (n_points, 2), a SciPy CSR array.
 
         Raises:
-            ValueError: a point is outside of the mesh.
+            ValueError: a point is outside of the polygon of the mesh's corners.
         """
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"points have shape {tuple(points.shape)}; expected (n_points, 2).")
@@ -198,7 +198,20 @@ class FiniteElementSpace:
                 f"point {where}, {points[where].tolist()}, lies {float(distance[where]):.3g} outside of the mesh; "
                 "leave it out, or move it onto the boundary."
             )
-        return self._basis.probes(points.detach().cpu().double().numpy().T).tocsr()
+        from scipy.sparse import csr_array
+
+        x, host = points.detach().cpu().double().numpy().T, self._basis.mesh
+        # Cells are looked for by their corners: scikit-fem has no search among curved ones.
+        corners = self._basis.mesh if host.affine else Mesh(self.mesh.vertices, self.mesh.triangles).to_skfem()
+        cells = corners.element_finder()(*x)
+        local = self._basis.mapping.invF(x[:, :, None], tind=cells)
+        if min(local.min(), 1 - local.sum(0).max()) < -1e-6:
+            raise ValueError("a point lies between a curved side and its chord, where its cell is not known; move it.")
+        values = [self._element.gbasis(self._basis.mapping, local, i, tind=cells)[0] for i in range(self._basis.Nbfun)]
+        rows = np.repeat(np.arange(len(cells)), len(values))
+        entries = np.stack([np.asarray(v)[:, 0] for v in values], 1)
+        at = self._basis.element_dofs[:, cells].T
+        return csr_array((entries.ravel(), (rows, at.ravel())), (len(cells), self.n_nodes))
 
     def _weights(self, coefficient: Tensor | None) -> Tensor:
         return (

@@ -79,10 +79,13 @@ class SparseFactors(SparseMap):
         ordering = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
         try:
             self._factors = splu(matrix.tocsc(), **(ordering if positive else {}))
-        except RuntimeError as error:
+            pivots = abs(self._factors.U.diagonal())
+        except RuntimeError:  # SuperLU met an exact zero; rounding mostly leaves a small number instead
+            pivots = np.zeros(1)
+        if not pivots.min() > 1e-14 * pivots.max():
             raise ValueError(
-                f"the matrix {matrix.shape} is singular; is a boundary value fixed somewhere, and every coefficient positive?"
-            ) from error
+                f"the matrix {matrix.shape} is singular to rounding; is a boundary value fixed somewhere, and every coefficient positive?"
+            )
         self.shape, self.symmetric = matrix.shape, positive
 
     def solve(self, b: Tensor) -> Tensor:
