@@ -21,8 +21,8 @@ def scaled_laplacian(edges: Tensor, n_nodes: int, *, dtype: torch.dtype = torch.
     Raises:
         ValueError: an edge names a node that is not there, joins one with itself or comes twice.
 
-    >>> scaled_laplacian(torch.tensor([[0, 1], [1, 2]]), 3).to_dense()[0].tolist()
-    [-0.0, -0.7071067690849304, -0.0]
+    >>> scaled_laplacian(torch.tensor([[0, 1], [1, 2]]), 3).to_dense()[0]
+    tensor([ 0.0000, -0.7071,  0.0000])
     """
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.is_floating_point():
         raise ValueError(

@@ -12,6 +12,7 @@ from opflow.models.deeponet import DeepONet
 from opflow.models.direction_network import DirectionNetwork
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
+from opflow.models.graph_network import GraphNetwork
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
@@ -24,6 +25,7 @@ MODELS: dict[str, Any] = {
     "DirectionNetwork": DirectionNetwork,
     "FNO": FNO,
     "GalerkinTransformer": GalerkinTransformer,
+    "GraphNetwork": GraphNetwork,
     "LocalFNO": LocalFNO,
     "MgNO": MgNO,
     "MultigridNetwork": MultigridNetwork,

@@ -14,8 +14,11 @@ from opflow.pde.geometry.polygon import LShape, Polygon
 from opflow.pde.geometry.primitives import Ball, Box, Disc, Interval
 from opflow.pde.geometry.space_time import SpaceTime
 from opflow.pde.kernel_field import SquaredExponentialField
+from opflow.pde.matern_field import MaternField
 from opflow.pde.observation import observations, scatter_observations
 from opflow.pde.random_field import CosineField, PeriodicField
+from opflow.pde.runge_kutta import ButcherTableau, gauss_legendre
+from opflow.pde.sparse_map import SparseFactors, SparseMatrix
 from opflow.pde.stepper import IntegrationFailed, SpectralStepper
 from opflow.pde.trigonometric_space import TrigonometricSpace
 from opflow.pde.weak_form import NewtonFailed, WeakForm
@@ -24,6 +27,7 @@ __all__ = [
     "AutogradDerivatives",
     "Ball",
     "Box",
+    "ButcherTableau",
     "Collocation",
     "Condition",
     "CosineField",
@@ -40,6 +44,7 @@ __all__ = [
     "Intersection",
     "Interval",
     "LShape",
+    "MaternField",
     "MeshDomain",
     "Neumann",
     "NewtonFailed",
@@ -48,12 +53,15 @@ __all__ = [
     "Polygon",
     "Robin",
     "SpaceTime",
+    "SparseFactors",
+    "SparseMatrix",
     "SpectralStepper",
     "SquaredExponentialField",
     "TrigonometricSpace",
     "Union",
     "WeakForm",
     "boundary_batch",
+    "gauss_legendre",
     "initial_batch",
     "observations",
     "scatter_observations",
