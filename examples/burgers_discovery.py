@@ -21,8 +21,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,10 @@ from opflow.problems import Burgers
 from opflow.training import LevenbergMarquardt, SelfScaledBroyden, fit, gauss_newton_covariance
 
 DOMAIN = ((0.0, 1.0), (-1.0, 1.0))  # of (t, x)
-TRUE = {"convection": 1.0, "viscosity": 0.01 / math.pi}
 
 
 def main(
+    viscosity: float = 0.01 / math.pi,
     observations: int = 2000,
     noise: float = 0.01,
     draws: int = 10,
@@ -48,9 +48,10 @@ def main(
     points: int = 3000,
     adam_steps: int = 500,
     iterations: int = 5000,
-    noisy_iterations: int = 1000,
-    noisy_steps: int = 25,
+    noisy_iterations: int = 2000,
+    noisy_steps: int = 20,
     resample_every: int = 500,
+    modes: int = 2048,
     seed: int = 0,
     noise_seed: int = 0,
     out: Path = Path("runs/burgers_discovery"),
@@ -59,6 +60,7 @@ def main(
     """Find c and nu; return the larger of their relative errors from values without noise.
 
     Args:
+        viscosity: of the solution that is observed; the search begins at exp(-6), and at c = 0.
         observations: scattered points where u is known.
         noise: standard deviation of the noise over that of u.
         draws: of the noise, each fitted on its own; 0 for none.
@@ -69,13 +71,15 @@ def main(
         noisy_iterations: of the quasi-Newton method, with noise.
         noisy_steps: of Levenberg and Marquardt after them, at points that stay.
         resample_every: quasi-Newton iterations between new points, a multiple of 50.
+        modes: of the reference, a multiple of 512; half as many again tell its error.
         seed: of weights, points and sensors.
         noise_seed: of the first draw; the next ones count on.
         out: where results and pictures go.
         overwrite: replace what an earlier run left in `out`.
     """
     claim_folder(out, overwrite=overwrite)
-    solution, grid, times, reference = reference_solution()
+    true = {"convection": 1.0, "viscosity": viscosity}
+    solution, grid, times, reference = reference_solution(viscosity, modes)
     print(f"reference: {reference['method']}, error {reference['error']:.1e}, {reference['seconds']:.1f} s")
     sensors = scatter_observations({"velocity": solution}, grid, observations, times=times, seed=seed)
     everywhere = torch.cartesian_prod(times, grid.coordinates(0))
@@ -85,17 +89,15 @@ def main(
             return model(everywhere).view_as(solution)
 
     # Without noise.
-    sizes = {"hidden": hidden, "points": points, "adam_steps": adam_steps, "resample_every": resample_every}
+    sizes = {
+        "true": true, "hidden": hidden, "points": points, "adam_steps": adam_steps, "resample_every": resample_every,
+    }  # fmt: skip
     began = time.process_time()
     clean = discover(sensors, 10.0, 0.1, iterations=iterations, seed=seed, **sizes)
     seconds = time.process_time() - began
-    u, errors = predicted(clean.model), {name: abs(clean.found[name] / TRUE[name] - 1) for name in TRUE}
-    row = {
-        "error": max(errors.values()),
-        **errors,
-        "error_u": float((u - solution).norm() / solution.norm()),
-        "seconds": seconds,
-    }
+    u, errors = predicted(clean.model), {name: abs(clean.found[name] / true[name] - 1) for name in true}
+    error_u = float((u - solution).norm() / solution.norm())
+    row = {"error": max(errors.values()), **errors, "error_u": error_u, "seconds": seconds}
     print("no noise: errors of " + ", ".join(f"{name} {value:.2g}" for name, value in row.items()))
     rows: dict[str, dict[str, object]] = {"Burgers discovery, clean": row}
 
@@ -107,19 +109,21 @@ def main(
         generator = torch.Generator().manual_seed(1000 * (seed + 1) + noise_seed + draw)
         eps = torch.randn(sensors.target.shape, generator=generator, dtype=torch.float64)
         noisy = Batch(coords=sensors.coords, target=sensors.target + deviation * eps)
-        fit_ = discover(noisy, 1.0, 1.0, iterations=noisy_iterations, steps=noisy_steps, seed=seed + 1 + draw, **sizes)
-        fits.append(one := with_standard_errors(fit_))
+        fit_ = discover(
+            noisy, 1.0, 1.0, iterations=noisy_iterations, steps=noisy_steps, seed=100 * (seed + 1) + draw, **sizes
+        )
+        fits.append(one := with_standard_errors(fit_, true))
         print(f"draw {draw}: " + ", ".join(f"{name} {value:.3g}" for name, value in one.items()), flush=True)
     if fits:
         seconds = time.process_time() - began
-        within = {name: sum(abs(one[f"z_{name}"]) <= 2 for one in fits) for name in TRUE}
-        both = sum(all(abs(one[f"z_{name}"]) <= 2 for name in TRUE) for one in fits)
+        within = {name: sum(abs(one[f"z_{name}"]) <= 2 for one in fits) for name in true}
+        both = sum(all(abs(one[f"z_{name}"]) <= 2 for name in true) for one in fits)
         print(f"within two standard errors, of {draws}: {within}, both {both}; {seconds / draws:.0f} s a draw")
         rows[f"Burgers discovery, {100 * noise:g} % noise"] = {
             "error": 1 - both / draws, "within_both": both, "within": within, "draws": fits, "seconds": seconds,
         }  # fmt: skip
     write_json(out / "results.json", {
-        "rows": rows, "reference": reference, "seed": seed, "noise_seed": noise_seed, "observations": observations,
+        "rows": rows, "reference": reference, "viscosity": viscosity, "seed": seed, "noise_seed": noise_seed, "observations": observations,
         "noise": noise, "hidden": list(hidden), "points": points, "adam_steps": adam_steps, "iterations": iterations,
         "noisy_iterations": noisy_iterations, "noisy_steps": noisy_steps, "resample_every": resample_every,
     })  # fmt: skip
@@ -139,14 +143,13 @@ def main(
     )
     print(f"picture: {save_figure(figure, out / 'convergence.png')}")
     if fits:
-        bars = {name: [(one[name] / TRUE[name], one[f"error_{name}"] / TRUE[name]) for one in fits] for name in TRUE}
+        bars = {name: [(one[name] / true[name], one[f"error_{name}"] / true[name]) for one in fits] for name in true}
         figure = plot_intervals(bars, truth=1.0, ylabel="found over true, with two standard errors", factor=2.0)
         print(f"picture: {save_figure(figure, out / 'noise.png')}")
     return row["error"]
 
 
-@dataclass
-class Discovery:
+class Discovery(NamedTuple):
     """A network and coefficients that were found."""
 
     model: nn.Module
@@ -169,6 +172,7 @@ def discover(
     *,
     iterations: int,
     seed: int,
+    true: dict[str, float],
     hidden: tuple[int, ...],
     points: int,
     adam_steps: int,
@@ -200,13 +204,13 @@ def discover(
     # The curvature that the quasi-Newton method gathers outlives the new points.
     broyden = SelfScaledBroyden(parameters, iterations=50)
     collocation.steps = resample_every // 50
-    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in (*TRUE, "loss at fresh points")}
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in (*true, "loss at fresh points")}
     best: tuple[dict[str, Tensor], ...] = ()
     epochs = max(1, iterations // resample_every)
     for record in fit(
         model, loss, collocation, broyden, epochs=epochs, validate=lambda model: float(total(loss(model, fresh)))
     ):
-        errors = {name: abs(unknowns[name].value / TRUE[name] - 1) for name in TRUE}
+        errors = {name: abs(unknowns[name].value / true[name] - 1) for name in true}
         for name, value in {**errors, "loss at fresh points": record.validation}.items():
             curves[name][0].append(broyden.report.iterations)
             curves[name][1].append(value)
@@ -226,7 +230,7 @@ def discover(
     return Discovery(model, loss, misfit, unknowns, collocation.batch, curves)
 
 
-def with_standard_errors(fitted: Discovery) -> dict[str, float]:
+def with_standard_errors(fitted: Discovery, true: dict[str, float]) -> dict[str, float]:
     """The coefficients with their standard errors, (found - true) / standard error as z, and the noise that the misfit shows."""
     raw = [unknown.raw for unknown in fitted.unknowns.values()]
     covariance = gauss_newton_covariance(fitted.model, fitted.loss, fitted.batch, raw, data=[fitted.misfit])
@@ -235,25 +239,31 @@ def with_standard_errors(fitted: Discovery) -> dict[str, float]:
         fitted.unknowns.items(), covariance.standard_errors.tolist(), covariance.remaining.tolist(), strict=True
     ):
         one[name], one[f"error_{name}"] = unknown.value, error * unknown.slope()
-        one[f"z_{name}"] = (one[name] - TRUE[name]) / one[f"error_{name}"]
+        one[f"z_{name}"] = (one[name] - true[name]) / one[f"error_{name}"]
         one[f"remaining_{name}"] = rest / error
     return one | {"noise": covariance.noise, "effective_parameters": covariance.effective_parameters}
 
 
-def reference_solution() -> tuple[Tensor, Grid, Tensor, dict[str, object]]:
+def reference_solution(viscosity: float, modes: int) -> tuple[Tensor, Grid, Tensor, dict[str, object]]:
     """u (100, 256) at t = 0, 0.01 .. 0.99 on the periodic interval (-1, 1), to which the odd initial values extend."""
     times = torch.linspace(0, 0.99, 100, dtype=torch.float64)
 
     def solved(n: int, rtol: float) -> Tensor:
         grid = Grid(n, DOMAIN[1], "periodic")
         initial = -torch.sin(torch.pi * grid.coordinates(0))[None]
-        return Burgers(**TRUE).solve({"initial": initial}, grid, times=times, rtol=rtol)["velocity"][0, :, :: n // 256]
+        return Burgers(viscosity).solve({"initial": initial}, grid, times=times, rtol=rtol)["velocity"][
+            0, :, :: n // 256
+        ]
 
     began = time.process_time()
-    solution = solved(2048, 1e-9)
+    solution = solved(modes, 1e-9)
     seconds = time.process_time() - began
-    error = float((solution - solved(3072, 1e-10)).norm() / solution.norm())
-    reference = {"method": "Burgers.solve, 2048 modes, against 3072", "error": error, "seconds": seconds}
+    error = float((solution - solved(modes * 3 // 2, 1e-10)).norm() / solution.norm())
+    reference = {
+        "method": f"Burgers.solve, {modes} modes, against {modes * 3 // 2}",
+        "error": error,
+        "seconds": seconds,
+    }
     return solution, Grid(256, DOMAIN[1], "periodic"), times, reference
 
 

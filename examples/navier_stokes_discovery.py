@@ -23,16 +23,14 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from opflow import Batch, Grid
 from opflow.files import claim_folder, write_json
-from opflow.losses import PDEResidual, Unknown, total
+from opflow.losses import ObservationMisfit, PDEResidual, Unknown, total
 from opflow.models import PINN
 from opflow.pde import AutogradDerivatives, Box, Collocation, FourierSpace, SpaceTime, scatter_observations
 from opflow.plotting import plot_convergence, plot_frames, save_figure
@@ -41,15 +39,11 @@ from opflow.training import SelfScaledBroyden, fit, gauss_newton_covariance
 from opflow.typing import Derivatives
 
 
-@dataclass(frozen=True)
 class Momentum:
     """u_t + c (u u_x + v u_y) + p_x - nu lap u = 0, and the same for v, with (u, v) = (psi_y, -psi_x)."""
 
-    convection: float | Tensor = 1.0
-    viscosity: float | Tensor = 0.01
-
-    coordinates: ClassVar[tuple[str, ...]] = ("t", "x", "y")
-    unknowns: ClassVar[tuple[str, ...]] = ("stream_function", "pressure")
+    coordinates, unknowns = ("t", "x", "y"), ("stream_function", "pressure")
+    convection, viscosity = 1.0, 0.01  # training puts what it finds in their place
 
     def residual(self, w: Derivatives, a: Mapping[str, Derivatives]) -> dict[str, Tensor]:
         """{"momentum_x", "momentum_y"}"""
@@ -63,10 +57,10 @@ class Momentum:
         }
 
 
-def velocity_misfit(w: Derivatives, a: Mapping[str, Derivatives]) -> dict[str, Tensor]:
-    """(u, v) - (psi_y, -psi_x) at the sensors"""
+def velocity(w: Derivatives) -> dict[str, Tensor]:
+    """(u, v) = (psi_y, -psi_x), what the sensors observe"""
     psi = w["stream_function"]
-    return {"velocity_x": psi.d("y") - a["velocity_x"].value, "velocity_y": -psi.d("x") - a["velocity_y"].value}
+    return {"velocity_x": psi.d("y"), "velocity_y": -psi.d("x")}
 
 
 def pressure(velocity: Tensor, grid: Grid) -> Tensor:
@@ -114,15 +108,8 @@ def main(
     flow, grid, times, reference = reference_flow(viscosity)
     print(f"reference: {reference['method']}, error {reference['error']:.1e}, {reference['seconds']:.1f} s")
     names, nodes = ("velocity_x", "velocity_y"), grid.points().view(-1, 2)
-    sensors = scatter_observations(
-        dict(zip(names, flow["velocity"].unbind(1), strict=True)),
-        grid,
-        observations,
-        times=times,
-        noise=noise,
-        seed=seed,
-    )
-    measured = Batch(coords=sensors.coords, parameters=dict(zip(names, sensors.target.unbind(1), strict=True)))
+    seen = dict(zip(names, flow["velocity"].unbind(1), strict=True))
+    sensors = scatter_observations(seen, grid, observations, times=times, noise=noise, seed=seed)
 
     # The box is periodic, and the network knows it; initial values are unknown.
     torch.manual_seed(seed)
@@ -132,12 +119,13 @@ def main(
     unknowns = {"convection": Unknown(0.0), "viscosity": Unknown(5 * viscosity, positive=True)}
     taylor = AutogradDerivatives(Momentum.coordinates, Momentum.unknowns, "taylor")
     momentum = PDEResidual(Momentum(), taylor, unknowns, on="interior", chunk=1000)
-    misfit = PDEResidual(velocity_misfit, taylor, on="observations", chunk=1000)
-    residual_weight = residual_weight or (1.0 if noise else 0.01)
+    misfit = ObservationMisfit(velocity, taylor, name="velocity", on="observations")
+    if residual_weight is None:
+        residual_weight = 1.0 if noise else 0.01
     loss = misfit + residual_weight * momentum
     domain = SpaceTime(box[0], Box(box[1:]))
-    collocation = Collocation(domain, points, others={"observations": measured}, steps=100, seed=seed)
-    fresh = {"interior": Batch(coords=domain.sample(points, seed=(seed, 1))), "observations": measured}
+    collocation = Collocation(domain, points, others={"observations": sensors}, steps=100, seed=seed)
+    fresh = {"interior": Batch(coords=domain.sample(points, seed=(seed, 1))), "observations": sensors}
     parameters = [*model.parameters(), *loss.parameters()]
     print(f"model: {sum(p.numel() for p in parameters)} parameters; {observations} observations, {points} points")
 

@@ -9,6 +9,7 @@ from opflow.losses.lagrangian import LagrangianResidual
 from opflow.losses.misfit import DataMisfit
 from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
 from opflow.losses.objective import Objective, total
+from opflow.losses.observation_misfit import ObservationMisfit
 from opflow.losses.residual import PDEResidual
 from opflow.losses.unknown import Unknown
 from opflow.losses.well_posed import warn_if_ill_posed
@@ -23,6 +24,7 @@ __all__ = [
     "GalerkinResidual",
     "LagrangianResidual",
     "Objective",
+    "ObservationMisfit",
     "PDEResidual",
     "PointObservations",
     "Unknown",
