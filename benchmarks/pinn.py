@@ -58,7 +58,7 @@ def missing(names: Sequence[str], seeds: Sequence[int], path: Path = RESULTS) ->
 
 def perform(name: str, seed: int) -> dict[str, Any]:
     """One run in a process of its own, on one thread."""
-    out = SCRATCH / f"{name}-{seed}"
+    out, what = SCRATCH / f"{name}-{seed}", digest(runs()[name])  # before: the example may be edited meanwhile
     command = [sys.executable, "-m", "benchmarks.pinn", "--child", name, "--seeds", str(seed)]
     started = time.perf_counter()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -68,7 +68,7 @@ def perform(name: str, seed: int) -> dict[str, Any]:
     return {
         "run": name,
         "seed": seed,
-        "digest": digest(runs()[name]),
+        "digest": what,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "results": json.loads((out / "results.json").read_text()),
     }
