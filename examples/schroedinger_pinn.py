@@ -43,8 +43,9 @@ FRAMES, NODES = 201, 256  # t = 0 .. pi / 2 and x = -5 .. 5, the grid of the pub
 
 
 def main(
-    hidden: tuple[int, ...] = (30, 30, 30),
+    hidden: tuple[int, ...] = (24, 24, 24),
     harmonics: int = 4,
+    waves: int = 20,
     kink_modes: int = 256,
     points: int = 5000,
     adam_steps: int = 1000,
@@ -62,6 +63,7 @@ def main(
     Args:
         hidden: widths of the network's hidden layers.
         harmonics: cosines of x that the network sees.
+        waves: travelling waves that it sees besides.
         kink_modes: waves of the kink that are carried along; 0 leaves it where it is.
         points: collocation points.
         adam_steps: of the warm-up, new points every hundred.
@@ -81,8 +83,8 @@ def main(
 
     # The network, and the residual as the loss.
     torch.manual_seed(seed)
-    cosines = Cosines(harmonics)
-    network = PINN(cosines, MLP((1 + harmonics, *hidden, 2), activation=nn.Tanh()))
+    features = Features(harmonics, waves)
+    network = PINN(features, MLP((features.out_features, *hidden, 2), activation=nn.Tanh()))
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)
@@ -147,23 +149,42 @@ def main(
         "residual": min(curves["residual, fresh points"]), "iterations": broyden.report.iterations,
     }  # fmt: skip
     settings = {
-        "hidden": hidden, "harmonics": harmonics, "kink_modes": kink_modes, "points": points, "adam_steps": adam_steps,
+        "hidden": hidden, "harmonics": harmonics, "waves": waves, "kink_modes": kink_modes, "points": points, "adam_steps": adam_steps,
         "iterations": iterations, "resample_every": resample_every, "modes": modes, "rtol": rtol, "seed": seed,
     }  # fmt: skip
     write_json(out / "results.json", {"rows": {"Schroedinger": row}, "reference": reference, "settings": settings})
     return error
 
 
-class Cosines(nn.Module):
-    """(t, x) -> (t scaled to [-1, 1], cos(pi n x / 5), n = 1..harmonics): even in x and of period 10."""
+class Features(nn.Module):
+    """(t, x) -> t scaled to [-1, 1], cos(k_n x) for n = 1..harmonics, and cos(k_n x) times cos(w_n t) and sin(w_n t) for n = 1..waves.
 
-    def __init__(self, harmonics: int) -> None:
+    Even in x and of period 10, k_n = pi n / 5; the last are short waves as they go through a field of mean square m, see `Lift`.
+    """
+
+    def __init__(self, harmonics: int, waves: int) -> None:
         super().__init__()
-        self.register_buffer("wavenumbers", torch.pi / HALF * torch.arange(1.0, harmonics + 1))
+        self.harmonics, self.waves = harmonics, waves
+        self.out_features = 1 + harmonics + 2 * waves
+        k, w = dispersion(max(harmonics, waves))
+        self.register_buffer("wavenumbers", k)
+        self.register_buffer("frequencies", w[:waves])
 
     def forward(self, y: Tensor) -> Tensor:
-        """(..., 2) -> (..., 1 + harmonics)"""
-        return torch.cat([2 / END * y[..., :1] - 1, torch.cos(y[..., 1:] * self.wavenumbers)], -1)
+        """(..., 2) -> (..., out_features)"""
+        t, x = y[..., :1], y[..., 1:]
+        cosines, angles = torch.cos(x * self.wavenumbers), t * self.frequencies
+        parts = [2 / END * t - 1, cosines[..., : self.harmonics]]
+        if self.waves:
+            short = cosines[..., : self.waves]
+            parts += [short * torch.cos(angles), short * torch.sin(angles)]
+        return torch.cat(parts, -1)
+
+
+def dispersion(waves: int) -> tuple[Tensor, Tensor]:
+    """k_n = pi n / 5, and w_n of exp(i w t): 2 m - k_n^2 / 2, m = 4 tanh(5) / 5 the mean of |h(0, x)|^2, which is conserved."""
+    k = torch.pi / HALF * torch.arange(1.0, waves + 1, dtype=torch.float64)
+    return k, 8 * math.tanh(HALF) / HALF - k**2 / 2
 
 
 class Lift(nn.Module):
@@ -176,10 +197,10 @@ class Lift(nn.Module):
 
     def __init__(self, waves: int) -> None:
         super().__init__()
-        self.jump, mean = 4 * math.tanh(HALF) / math.cosh(HALF), 4 * math.tanh(HALF) / HALF
-        k = torch.pi / HALF * torch.arange(1.0, waves + 1, dtype=torch.float64)
+        self.jump = 4 * math.tanh(HALF) / math.cosh(HALF)
+        k, w = dispersion(waves)
         self.register_buffer("wavenumbers", k)
-        self.register_buffer("frequencies", 2 * mean - k**2 / 2)
+        self.register_buffer("frequencies", w)
         self.register_buffer("amplitudes", (-self.jump / (HALF * k**2))[:, None])
 
     def forward(self, y: Tensor) -> Tensor:
