@@ -19,6 +19,8 @@ BENCHMARKS = (
     "darcy_generation",
     "evolution",
     "mgno_step",
+    "pinn",
+    "pinn_cost",
     "solvers",
     "spectral_conv",
     "train_step",
