@@ -24,8 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -201,13 +199,16 @@ class Pairs:
 
 def discrete_solution(problem: Burgers, grid: Grid, start: Tensor) -> Tensor:
     """The field (time, space) with the initial value of `start` whose discrete residual vanishes at all later times, by Newton."""
+    from scipy import sparse
+    from scipy.sparse.linalg import spsolve
+
     derivatives = GridDerivatives(grid)
     times, size = grid.shape
     # The derivatives of unit vectors are the columns of their matrices.
     columns_t = GridDerivatives(Grid(times, grid.extent[0], axes=("t",)))(torch.eye(times, dtype=torch.float64))
     columns_x = GridDerivatives(Grid(size, grid.extent[1], layout="periodic"))(torch.eye(size, dtype=torch.float64))
     d_t, d_x, d_xx = columns_t.d("t").mT, columns_x.d("x").mT, columns_x.d("xx").mT
-    in_time = scipy.sparse.kron(scipy.sparse.csr_matrix(d_t[1:, 1:].numpy()), scipy.sparse.eye(size))
+    in_time = sparse.kron(sparse.csr_matrix(d_t[1:, 1:].numpy()), sparse.eye(size))
     u = start.clone()
     for _ in range(20):
         r = problem.residual(derivatives(u[None], ("velocity",)), {})["momentum"][1:]
@@ -215,8 +216,8 @@ def discrete_solution(problem: Burgers, grid: Grid, start: Tensor) -> Tensor:
         blocks = [
             (torch.diag(u[i]) @ d_x + torch.diag(slope[i]) - problem.viscosity * d_xx).numpy() for i in range(1, times)
         ]
-        jacobian = in_time + scipy.sparse.block_diag(blocks)
-        step = scipy.sparse.linalg.spsolve(jacobian.tocsc(), r.reshape(-1).numpy(), permc_spec="NATURAL")
+        jacobian = in_time + sparse.block_diag(blocks)
+        step = spsolve(jacobian.tocsc(), r.reshape(-1).numpy(), permc_spec="NATURAL")
         u[1:] -= torch.from_numpy(step).view_as(u[1:])
         if np.abs(step).max() < 1e-10:
             return u

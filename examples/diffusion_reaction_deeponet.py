@@ -43,7 +43,7 @@ def main(
     points: int = 500,
     basis: int = 50,
     hidden: tuple[int, ...] = (50, 50, 50),
-    adam_steps: int = 2000,
+    adam_steps: int = 1000,
     iterations: int = 2000,
     learning_rate: float = 3e-3,
     seed: int = 0,
