@@ -290,6 +290,9 @@ class _PointInputs(Mapping[str, Any]):
                 raise _missing(name, self)
         return self._known[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._loss.inputs or name in (self._batch.parameters or {})
+
     def __iter__(self) -> Iterator[str]:
         return iter({**self._loss.inputs, **(self._batch.parameters or {})})
 
@@ -318,6 +321,9 @@ class _GridInputs(Mapping[str, Any]):
         if name not in self._fields:
             raise _missing(name, self)
         return self._derivatives(self._fields[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -13,7 +13,7 @@ from opflow.layers import HardConstraint
 from opflow.losses import DataMisfit, PDEResidual, Unknown, mean_squared_error, total
 from opflow.models import PINN
 from opflow.pde import AutogradDerivatives, GridDerivatives
-from opflow.problems import Burgers, KortewegDeVries, Schroedinger
+from opflow.problems import Advection, Burgers, KortewegDeVries, Schroedinger
 from opflow.training import fit, load_checkpoint, save_checkpoint
 
 METHODS = ("reverse", "taylor")
@@ -161,6 +161,18 @@ def test_coefficients_come_as_functions_values_or_networks(method: str) -> None:
     slope = PDEResidual(lambda u, a: u.d("xx") + a["source"].d("x"), derivatives)
     with pytest.raises(ValueError, match="known by its values at the points only"):
         slope(model, values)
+
+
+def test_an_input_that_may_be_left_out_is_left_out() -> None:
+    batch = Batch(coords=space_time())
+    loss = PDEResidual(Advection(speed=0.5), AutogradDerivatives(method="taylor"))
+    assert float(total(loss(Exact(Advection(speed=0.5)), batch)).detach()) < 1e-20
+    faster = Batch(coords=space_time(), parameters={"speed": torch.full((60,), 0.7, dtype=torch.float64)})
+    assert float(total(loss(Exact(Advection(speed=0.7)), faster)).detach()) < 1e-20
+    grid = Grid((65, 64), layout=("nodes", "periodic"), axes=("t", "x"))
+    field = Exact(Advection(speed=0.5))(grid.points())[None, None, ..., 0]
+    on_grid = PDEResidual(Advection(speed=0.5), GridDerivatives(grid))
+    assert float(total(on_grid(as_module(lambda x: field), Batch(input=torch.zeros(1))))) < 0.01
 
 
 def test_unknowns_are_found_saved_and_refused_where_nobody_holds_them(tmp_path) -> None:
