@@ -2,7 +2,7 @@
 The nonlinear Schroedinger equation by a physics-informed network
 =================================================================
 
-i h_t + 1/2 h_xx + |h|^2 h = 0 on (-5, 5), periodic, h(0, x) = 2 sech x, until t = pi / 2: a packet that focuses to twice its height
+``i h_t + 1/2 h_xx + |h|^2 h = 0`` on (-5, 5), periodic, h(0, x) = 2 sech x, until t = pi / 2: a packet that focuses to twice its height
 and opens again (Raissi, Perdikaris and Karniadakis 2019, section 3.1). No datum of the solution is used.
 
 1. compute the reference with a spectral solver at two resolutions,
@@ -10,7 +10,7 @@ and opens again (Raissi, Perdikaris and Karniadakis 2019, section 3.1). No datum
    this equation smooths nothing: as h(0, x) + t N it would stay there for ever. So G lets the kink's waves go their way,
 3. minimise the mean square of the residual: Adam, then self-scaled Broyden, with new points where the residual is large,
 4. keep the state with the smallest residual at points that were never trained on,
-5. draw |h|, its error, and the convergence.
+5. draw the modulus of h, its error, and the convergence.
 
 h(t, -x) = h(t, x), as the equation and the initial values are even: the network's features are cosines, and the points lie in (0, 5).
 

@@ -220,7 +220,7 @@ class TangentKernelBalance(_TermBalance):
 class StateSelection:
     """Keeps the parameters at the lowest value so far, of the residual at fresh points for example.
 
-    The error of a PINN jumps between redrawings of its points, so that its last state is rarely its best:
+    The error of a PINN jumps between redrawings of its points, so that its last state is rarely its best::
 
         selection = StateSelection(model, loss)
         for record in fit(..., validate=lambda model: float(total(loss(model, fresh)))):
