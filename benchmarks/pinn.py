@@ -81,6 +81,7 @@ def child(name: str, seed: int) -> None:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up by its name
     spec.loader.exec_module(module)
     arguments = {key: Path(v) if key.endswith("folder") else v for key, v in run.get("arguments", {}).items()}
     module.main(seed=seed, out=SCRATCH / f"{name}-{seed}", overwrite=True, **arguments)
