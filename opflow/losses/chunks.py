@@ -77,7 +77,7 @@ def _split(batch: Batch, size: int) -> list[Batch]:
 class _Means(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shares: Means, chunks: list[Batch], names: list[str], *parameters: Tensor) -> Tensor:
-        ctx.shares, ctx.chunks, ctx.parameters = shares, chunks, parameters
+        ctx.shares, ctx.chunks = shares, chunks
         ctx.wanted = [p for p, need in zip(parameters, ctx.needs_input_grad[3:], strict=True) if need]
         values, ctx.gradients = _accumulate(shares, chunks, names, ctx.wanted, None)
         return values
