@@ -150,10 +150,28 @@ def summary(done: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], li
                     "required": required, "reached": reached, "target": _asked(sign, target, unit),
                     "target_reached": None if target is None else (median <= target if sign == "<=" else median >= target),
                     "seconds": statistics.median(seconds) if seconds else None,
-                    "reference": at(results[0], number["reference"]) if "reference" in number else None,
+                    "reference": _reference(results, number),
                 }
             )  # fmt: skip
     return lines, details
+
+
+def _reference(results: Sequence[Mapping[str, Any]], number: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The classical method with its error and seconds: of the solver that made the reference, or of one that the row names itself."""
+    if "reference" not in number:
+        return None
+    found = [at(r, number["reference"]) for r in results]
+    errors = [
+        float(entry[number.get("reference_error", "error")])
+        for entry in found
+        if "error" in entry or "reference_error" in number
+    ]
+    return {
+        "method": number.get("reference_method", found[0].get("method", "-")),
+        "error": statistics.median(errors) * number.get("scale", 1.0) if errors else None,
+        "unit": number.get("unit", "") if "reference_error" in number else "",
+        "seconds": statistics.median(float(entry["seconds"]) for entry in found),
+    }
 
 
 def _asked(sign: str, limit: float | None, unit: str) -> str | None:

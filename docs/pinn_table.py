@@ -32,7 +32,7 @@ def beside_classical(path: Path) -> str:
             _number(entry["median"], entry["unit"]),
             _seconds(entry["seconds"]),
             entry["reference"].get("method", "-"),
-            _number(entry["reference"].get("error"), ""),
+            _number(entry["reference"]["error"], entry["reference"]["unit"]),
             _seconds(entry["reference"].get("seconds")),
         ]
         for entry in details(path)
