@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opflow.batch import Batch
 from opflow.losses.misfit import aligned
-from opflow.losses.residual import PDEResidual, _PointInputs
+from opflow.losses.residual import PDEResidual, PointInputs
 from opflow.losses.unknown import Unknown
 from opflow.pde.derivatives.autograd import AutogradDerivatives, PointFunction, TaylorFunction
 from opflow.pde.runge_kutta import ButcherTableau, gauss_legendre
@@ -118,7 +118,7 @@ class DiscreteTimeResidual(PDEResidual):
         chosen = self._method(model, part)
         u = chosen(model, part, asked=self.derivatives_asked) if chosen.method == "taylor" else chosen(model, part)
         stages = StageFunction(u, self.fields, self.tableau.stages)
-        a = _Columns(_PointInputs(self, part, chosen))
+        a = _Columns(PointInputs(self, part, chosen))
         rates = list(self._state(stages, a).values())
         if self._signs is None:
             self._signs = self._time_derivatives(stages, a, rates)

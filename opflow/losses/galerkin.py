@@ -80,7 +80,24 @@ class GalerkinResidual(Objective):
         return self.form.residual(u, {**known, **found, **{key: unknown() for key, unknown in self.unknowns.items()}})
 
 
-class PointObservations(Objective):
+class _SumOfSquares(Objective):
+    """|residuals|^2 under one name."""
+
+    def __init__(self, name: str, on: str | None) -> None:
+        super().__init__(on=on)
+        self.name = name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one name."""
+        return (self.name,)
+
+    def forward(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
+        """{name: the sum of squares}"""
+        return {self.name: self.residuals(model, batch).square().sum()}
+
+
+class PointObservations(_SumOfSquares):
     """|(u(x_i) - y_i) / sigma|^2 summed over observations of u at arbitrary points of the mesh.
 
     Args:
@@ -103,7 +120,7 @@ class PointObservations(Objective):
         name: str = "observations",
         on: str | None = None,
     ) -> None:
-        super().__init__(on=on)
+        super().__init__(name, on)
         expected = (len(points), *form.space.shape[1:])
         if tuple(values.shape) != expected:
             raise ValueError(f"values have shape {tuple(values.shape)}; expected {expected} for these points.")
@@ -113,18 +130,9 @@ class PointObservations(Objective):
         sigma = torch.as_tensor(noise, dtype=torch.float64)
         if not bool((sigma > 0).all()) or not bool(sigma.isfinite().all()):
             raise ValueError("the noise must be positive and finite; it is the deviation of an observation's error.")
-        self.form, self.name = form, name
+        self.form = form
         self.interpolate = SparseMatrix(form.space.interpolation(points))
         self.values, self.noise = values.detach(), sigma
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The one name."""
-        return (self.name,)
-
-    def forward(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
-        """{name: the sum of squares}"""
-        return {self.name: self.residuals(model, batch).square().sum()}
 
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """(u(x_i) - y_i) / sigma, flattened."""
@@ -133,7 +141,7 @@ class PointObservations(Objective):
         return ((predicted - self.values.to(predicted)) / self.noise.to(predicted)).flatten()
 
 
-class FieldPrior(Objective):
+class FieldPrior(_SumOfSquares):
     """|M_l^(-1/2) A (f - m) / s|^2 = -2 log p(f) of an unknown field f under a `MaternField`.
 
     Args:
@@ -142,17 +150,8 @@ class FieldPrior(Objective):
     """
 
     def __init__(self, prior: MaternField, channel: int, *, name: str = "prior", on: str | None = None) -> None:
-        super().__init__(on=on)
-        self.prior, self.channel, self.name = prior, channel, name
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The one name."""
-        return (self.name,)
-
-    def forward(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> dict[str, Tensor]:
-        """{name: the sum of squares}"""
-        return {self.name: self.residuals(model, batch).square().sum()}
+        super().__init__(name, on)
+        self.prior, self.channel = prior, channel
 
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """The whitened field."""

@@ -132,7 +132,7 @@ class PDEResidual(Objective):
             return self._state(u, _GridInputs(self, part))
         chosen = self._method(model, part)
         u = chosen(model, part, asked=self.derivatives_asked) if chosen.method == "taylor" else chosen(model, part)
-        return self._state(u, _PointInputs(self, part, chosen))
+        return self._state(u, PointInputs(self, part, chosen))
 
     def point_sizes(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """sqrt(sum of r^2 over the equations) at each point, without a graph: what residual-adaptive resampling asks."""
@@ -271,7 +271,7 @@ class _Anything(Mapping[str, Any]):
         return 0
 
 
-class _PointInputs(Mapping[str, Any]):
+class PointInputs(Mapping[str, Any]):
     """The coefficients at the points: functions with their derivatives, or values without."""
 
     def __init__(self, loss: PDEResidual, batch: Batch, derivatives: AutogradDerivatives) -> None:

@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from opflow.batch import unwrapped
 from opflow.losses.objective import Scaled, Sum
 from opflow.pde.derivatives.jet import Jet
-from opflow.pde.derivatives.jet_kernels import recorded_linears
+from opflow.pde.derivatives.jet_kernels import RecordedLinear, recorded_linears
 
 # Numbers outside the model, unknown coefficients above all, get their columns one by one up to this count.
 _FEW = 64
@@ -95,15 +95,21 @@ def added_losses(loss: Any, factor: float = 1.0) -> Iterator[tuple[Any, float]]:
 def _part_of(
     loss: Any, factor: float, model: nn.Module, batch: Any, parameters: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    residuals = loss.residuals(model, batch)
-    found = _by_points(loss, model, batch, parameters, residuals)
+    with recorded_linears() as records:
+        residuals = loss.residuals(model, batch)
+    found = _by_points(loss, model, batch, parameters, residuals, records)
     if found is None:
         found = _by_rows(residuals, parameters)
     return factor * residuals.detach(), factor * found
 
 
 def _by_points(
-    loss: Any, model: nn.Module, batch: Any, parameters: Sequence[Tensor], residuals: Tensor
+    loss: Any,
+    model: nn.Module,
+    batch: Any,
+    parameters: Sequence[Tensor],
+    residuals: Tensor,
+    records: list[RecordedLinear],
 ) -> Tensor | None:
     """J where every residual belongs to one point, or None where they are not made of points."""
     coords = _coords(loss, batch)
@@ -119,9 +125,13 @@ def _by_points(
     )
     true = _flat(torch.autograd.grad(residuals, mine, v, retain_graph=True, allow_unused=True), mine)
     accuracy = torch.finfo(residuals.dtype).eps ** 0.5
-    for way in (_from_recorded_maps, _from_weights_at_points):
+    ways = (
+        lambda: _from_recorded_maps(records, mine, residuals, len(coords)),
+        lambda: _from_weights_at_points(loss, model, batch, [names[id(p)] for p in mine], len(coords)),
+    )
+    for way in ways:
         try:
-            for block in way(loss, model, batch, [names[id(p)] for p in mine], len(coords)):
+            for block in way():
                 error = torch.linalg.norm(block.T @ v - true)
                 if error <= accuracy * (torch.linalg.norm(true) + torch.linalg.norm(block)):
                     return _merged(block, residuals, parameters, mine)
@@ -142,11 +152,10 @@ def _coords(loss: Any, batch: Any) -> Tensor | None:
         return None
 
 
-def _from_recorded_maps(loss: Any, model: nn.Module, batch: Any, names: list[str], points: int) -> Iterator[Tensor]:
+def _from_recorded_maps(
+    records: Sequence[RecordedLinear], wanted: Sequence[Tensor], residuals: Tensor, points: int
+) -> Iterator[Tensor]:
     """For Taylor mode: with the gradients at the outputs of the linear maps, J is a batch of outer products."""
-    with recorded_linears() as records:
-        residuals = loss.residuals(model, batch)
-    wanted = [model.get_parameter(name) for name in names]
     known = {id(p) for record in records for p in (record.weight, record.bias)}
     if any(id(p) not in known for p in wanted) or any(record.x.shape[1:-1] != (points,) for record in records):
         return
