@@ -21,7 +21,8 @@ from opflow.layers import (
 )
 from opflow.models import PINN, DeepONet
 from opflow.pde import AutogradDerivatives
-from opflow.pde.derivatives.jet import RULES, Jet
+from opflow.pde.derivatives.jet import Jet
+from opflow.pde.derivatives.jet_rules import RULES
 from opflow.pde.derivatives.multi_index import MultiIndices, as_index, multi_indices
 
 NAMES = ("t", "x", "y")
