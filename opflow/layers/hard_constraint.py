@@ -70,7 +70,8 @@ class HardConstraint(nn.Module):
         network: coordinates (..., dim) -> (..., channel); or an operator at coordinates, such as `DeepONet`.
         lift: G, (..., dim) -> (..., channel) or (..., 1).
         distance: l, (..., dim) -> (..., 1) or (..., channel), zero exactly where u is given.
-        conditions: which kinds hold, of "initial", "dirichlet", "neumann", "robin" and "periodic"; `losses.warn_if_ill_posed` reads it.
+        conditions: which kinds hold, of "initial", "dirichlet", "neumann", "robin" and "periodic". G and l do not tell, and
+            `losses.warn_if_ill_posed` believes it, so there is no default.
 
     >>> import torch
     >>> u = HardConstraint(nn.Linear(2, 1), lambda y: y[..., 1:].sin(), lambda y: y[..., :1], conditions=("initial",))
@@ -79,9 +80,7 @@ class HardConstraint(nn.Module):
     True
     """
 
-    def __init__(
-        self, network: nn.Module, lift: Function, distance: Function, *, conditions: Sequence[str] = ("initial",)
-    ) -> None:
+    def __init__(self, network: nn.Module, lift: Function, distance: Function, *, conditions: Sequence[str]) -> None:
         super().__init__()
         unknown = [name for name in conditions if name not in CONDITIONS]
         if unknown:

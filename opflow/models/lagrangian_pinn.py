@@ -83,8 +83,8 @@ class LagrangianPINN(nn.Module):
         def elapsed(y: Tensor) -> Tensor:
             return y[..., :1] - self.start
 
-        self.position = HardConstraint(position, lambda y: y[..., 1:], elapsed)
-        self.value = HardConstraint(value, lambda y: initial(y[..., 1:]), elapsed)
+        self.position = HardConstraint(position, lambda y: y[..., 1:], elapsed, conditions=("initial",))
+        self.value = HardConstraint(value, lambda y: initial(y[..., 1:]), elapsed, conditions=("initial",))
         self._check_periodic(initial)
 
     @classmethod

@@ -284,6 +284,8 @@ def test_what_is_refused() -> None:
         PDEResidual(Burgers(), AutogradDerivatives(), chunk=5)(model, Batch(input=torch.zeros(1)))
     with pytest.raises(ValueError, match="coords has 2 columns but the coordinates are named"):
         PDEResidual(lambda u, a: u.value, AutogradDerivatives(("t", "x", "y")))(model, batch)
-    constrained = HardConstraint(model, lambda y: 0 * y[..., :1], lambda y: y[..., :1])
+    constrained = HardConstraint(model, lambda y: 0 * y[..., :1], lambda y: y[..., :1], conditions=("initial",))
     with pytest.raises(ValueError, match="conditions names 'wall'"):
         HardConstraint(model, constrained.lift, constrained.distance, conditions=("wall",))
+    with pytest.raises(TypeError, match="'conditions'"):
+        HardConstraint(model, constrained.lift, constrained.distance)  # type: ignore[call-arg]

@@ -81,7 +81,7 @@ def test_perceptrons(activation: nn.Module) -> None:
         lambda: PINN.build(((0, 1),) * 3, 1, (8, 8), fourier_features=6),
         lambda: PINN.build(((0, 1),) * 3, 1, (8, 8), residual_gates=True, activation="silu"),
         lambda: nn.Sequential(BoxCoordinates(((0, 1),) * 3), FourierFeatures(3, 8), ResidualGateMLP(8, 2, 8, 2)),
-        lambda: HardConstraint(MLP((3, 8, 1)), lambda y: y[..., 1:2].sin(), lambda y: y[..., :1] * (1 - y[..., 1:2] ** 2)),
+        lambda: HardConstraint(MLP((3, 8, 1)), lambda y: y[..., 1:2].sin(), lambda y: y[..., :1] * (1 - y[..., 1:2] ** 2), conditions=("initial", "dirichlet")),
     ],
 )  # fmt: skip
 def test_models(model) -> None:
@@ -107,7 +107,9 @@ def test_an_operator_with_a_domain_and_hard_conditions_has_series_too() -> None:
     torch.manual_seed(0)
     box = ((0.0, 1.0),) * 3
     operator = DeepONet.build(5, 3, 1, 1, basis=6, branch=(8,), trunk=(8, 8), activation="tanh", domain=box).double()
-    model = HardConstraint(operator, lambda y: y[..., 1:2].sin(), lambda y: y[..., :1] * y[..., 2:])
+    model = HardConstraint(
+        operator, lambda y: y[..., 1:2].sin(), lambda y: y[..., :1] * y[..., 2:], conditions=("initial",)
+    )
     u, y = torch.rand(4, 1, 5, dtype=torch.float64), points(7)
     assert model(u, y).shape == (4, 7, 1)
     held = y * torch.tensor([0.0, 1.0, 1.0])
@@ -227,7 +229,7 @@ def test_remembered_functions_are_computed_once_for_the_same_points() -> None:
         calls.append(1)
         return y[..., :1].sin()
 
-    model = HardConstraint(nn.Linear(3, 1).double(), lift, lambda y: y[..., :1])
+    model = HardConstraint(nn.Linear(3, 1).double(), lift, lambda y: y[..., :1], conditions=("initial",))
     taylor, y = AutogradDerivatives(NAMES, method="taylor"), points()
     first = taylor(model, Batch(coords=y), asked=("x",)).d("t")
     again = taylor(model, Batch(coords=y), asked=("x",)).d("t")

@@ -73,7 +73,7 @@ def two_equations(u, a):
 @pytest.mark.parametrize("equation", ["one", "two"])
 def test_residuals_at_points(method, equation, ways) -> None:
     if equation == "one":
-        model = HardConstraint(network(), lambda y: y[..., 1:].sin(), lambda y: y[..., :1])
+        model = HardConstraint(network(), lambda y: y[..., 1:].sin(), lambda y: y[..., :1], conditions=("initial",))
         loss = PDEResidual(Burgers(0.01), AutogradDerivatives(("t", "x"), ("velocity",), method))
     else:
         model, loss = network(2), PDEResidual(two_equations, AutogradDerivatives(("t", "x"), ("a", "b"), method))
