@@ -17,10 +17,10 @@ SURFACE = {
     "opflow": ["Batch", "Grid", "Mesh", "__version__"],
     "opflow.functional": ["explain_backend", "resample", "spectral_conv"],
     "opflow.layers": [
-        "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP",
+        "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP", "MeasurementMixing",
         "HardConstraint", "HardInitial", "Normalized", "Normalizer", "PODTrunk", "PeriodicFeatures", "ResidualGateMLP", "SpectralConv",
     ],
-    "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "LagrangianPINN", "MultigridNetwork", "PINN", "Rollout", "TunedCycle"],
+    "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "Schroedinger",
@@ -28,19 +28,23 @@ SURFACE = {
     "opflow.pde": [
         "AutogradDerivatives", "Collocation", "CosineField", "Dirichlet", "GridDerivatives", "Initial", "Neumann", "Periodic", "Robin", "WeakForm",
         "observations", "scatter_observations", "IntegrationFailed", "PeriodicField", "SpectralStepper",
-        "SquaredExponentialField", "TrigonometricSpace",
+        "SquaredExponentialField", "TrigonometricSpace", "add_noise",
     ],
     "opflow.pde.geometry": ["Ball", "Box", "Difference", "Disc", "Intersection", "Interval", "LShape", "MeshDomain", "Polygon", "SpaceTime", "Union"],
     "opflow.losses": [
         "ConditionResidual", "DataMisfit", "DirectionLoss", "DiscreteTimeResidual", "GalerkinResidual", "LagrangianResidual", "PDEResidual",
-        "Unknown", "relative_h1", "relative_l2", "warn_if_ill_posed",
+        "Unknown", "relative_h1", "relative_l1", "relative_l2", "warn_if_ill_posed",
     ],
-    "opflow.solvers": ["AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid", "Reason", "SetUpOnce", "Solution", "SolverError", "implicit_solve"],
-    "opflow.data": ["FieldDataset", "generate", "open_dataset", "write_dataset"],
+    "opflow.solvers": [
+        "GMRES", "AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid",
+        "Reason", "SetUpOnce", "Solution", "SolverError", "implicit_solve",
+    ],
+    "opflow.data": ["FieldDataset", "generate", "open_dataset", "random_subsets", "write_dataset"],
     "opflow.training": [
         "CausalWeights", "GradientNormBalance", "LevenbergMarquardt", "LimitedMemoryBFGS", "SelfScaledBroyden", "StateSelection",
         "TangentKernelBalance", "evaluate", "fit", "gauss_newton_covariance", "load_checkpoint", "save_checkpoint",
     ],
+    "opflow.inversion": ["Estimate", "GaussianPrior", "Outcome", "gauss_newton"],
     "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip
 

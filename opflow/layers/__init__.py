@@ -14,6 +14,7 @@ from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
 from opflow.layers.hard_initial import HardInitial
 from opflow.layers.heat_series import HeatSeries
 from opflow.layers.local_conv import LocalConv
+from opflow.layers.measurement_mixing import MeasurementMixing
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
 from opflow.layers.multigrid import MultigridConv
 from opflow.layers.normalizer import Normalized, Normalizer
@@ -21,6 +22,7 @@ from opflow.layers.periodic import PeriodicFeatures
 from opflow.layers.pod import PODTrunk
 from opflow.layers.resampler import DownSampler, UpSampler
 from opflow.layers.residual_gate import ResidualGateBlock, ResidualGateMLP
+from opflow.layers.sensor_encoder import FlatEncoder, ImageEncoder, SensorEncoder, SideEncoder
 from opflow.layers.spectral_conv import SpectralConv
 from opflow.layers.spectral_decoder import SpectralDecoder
 
@@ -36,6 +38,7 @@ __all__ = [
     "DerivativeConv",
     "DomainPadding",
     "DownSampler",
+    "FlatEncoder",
     "FourierAttention",
     "FourierFeatures",
     "FourierLayer",
@@ -45,7 +48,9 @@ __all__ = [
     "HardConstraint",
     "HardInitial",
     "HeatSeries",
+    "ImageEncoder",
     "LocalConv",
+    "MeasurementMixing",
     "MultigridConv",
     "Normalized",
     "Normalizer",
@@ -54,6 +59,8 @@ __all__ = [
     "RememberedFunction",
     "ResidualGateBlock",
     "ResidualGateMLP",
+    "SensorEncoder",
+    "SideEncoder",
     "SoftGate",
     "SpectralConv",
     "SpectralDecoder",

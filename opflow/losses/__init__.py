@@ -7,7 +7,14 @@ from opflow.losses.discrete_time import DiscreteTimeResidual
 from opflow.losses.galerkin import FieldPrior, GalerkinResidual, PointObservations
 from opflow.losses.lagrangian import LagrangianResidual
 from opflow.losses.misfit import DataMisfit
-from opflow.losses.norms import mean_squared_error, relative_errors, relative_h1, relative_l2
+from opflow.losses.norms import (
+    mean_squared_error,
+    relative_errors,
+    relative_h1,
+    relative_l1,
+    relative_l1_errors,
+    relative_l2,
+)
 from opflow.losses.objective import Objective, total
 from opflow.losses.observation_misfit import ObservationMisfit
 from opflow.losses.residual import PDEResidual
@@ -31,6 +38,8 @@ __all__ = [
     "mean_squared_error",
     "relative_errors",
     "relative_h1",
+    "relative_l1",
+    "relative_l1_errors",
     "relative_l2",
     "total",
     "warn_if_ill_posed",

@@ -30,6 +30,28 @@ def relative_errors(prediction: Field, target: Field, weight: Tensor | None = No
     return error / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
+def relative_l1(prediction: Field, target: Field, weight: Tensor | None = None) -> Scalar:
+    """mean over samples and channels of ||p - t||_1 / ||t||_1, with ||v||_1 = sum_j w_j |v_j|.
+
+    Args:
+        prediction, target: (batch, channel, *grid), of one shape.
+        weight: quadrature weights (*grid); None weighs all points alike.
+
+    >>> round(relative_l1(torch.tensor([[[1.0, 1.1]]]), torch.tensor([[[1.0, 1.0]]])).item(), 6)
+    0.05
+    """
+    return relative_l1_errors(prediction, target, weight).mean()
+
+
+def relative_l1_errors(prediction: Field, target: Field, weight: Tensor | None = None) -> Tensor:
+    """||p - t||_1 / ||t||_1 of each sample and channel, (batch, channel); see `relative_l1`."""
+    _check(prediction, target)
+    error, size = (
+        (v.abs() if weight is None else v.abs() * weight).flatten(2).sum(2) for v in (prediction - target, target)
+    )
+    return error / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
 def mean_squared_error(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
     """mean over samples and channels of sum_j w_j (p_j - t_j)^2 / sum_j w_j, the error of values at points or of fields.
 

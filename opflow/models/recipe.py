@@ -10,26 +10,34 @@ from torch import nn
 from opflow.layers.normalizer import Normalized, Normalizer
 from opflow.models.deeponet import DeepONet
 from opflow.models.direction_network import DirectionNetwork
+from opflow.models.encoder_decoder import EncoderDecoder
 from opflow.models.fno import FNO
 from opflow.models.galerkin_transformer import GalerkinTransformer
 from opflow.models.graph_network import GraphNetwork
+from opflow.models.kernel_ridge import KernelRidge
 from opflow.models.local_fno import LocalFNO
 from opflow.models.mgno import MgNO
 from opflow.models.multigrid_network import MultigridNetwork, TunedCycle
+from opflow.models.nio import NIO
 from opflow.models.pinn import PINN
 from opflow.models.rollout import Rollout
+from opflow.models.stacked_deeponet import StackedDeepONet
 from opflow.models.unet import UNet
 
 MODELS: dict[str, Any] = {
     "DeepONet": DeepONet,
     "DirectionNetwork": DirectionNetwork,
+    "EncoderDecoder": EncoderDecoder,
     "FNO": FNO,
     "GalerkinTransformer": GalerkinTransformer,
     "GraphNetwork": GraphNetwork,
+    "KernelRidge": KernelRidge,
     "LocalFNO": LocalFNO,
     "MgNO": MgNO,
     "MultigridNetwork": MultigridNetwork,
+    "NIO": NIO,
     "PINN": PINN,
+    "StackedDeepONet": StackedDeepONet,
     "TunedCycle": TunedCycle,
     "UNet": UNet,
 }
