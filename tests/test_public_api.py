@@ -23,7 +23,7 @@ SURFACE = {
     "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
     "opflow.problems": [
         "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "KortewegDeVries",
-        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "Schroedinger",
+        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "RadiativeTransport", "Schroedinger",
     ],
     "opflow.pde": [
         "AutogradDerivatives", "Collocation", "CosineField", "Dirichlet", "GridDerivatives", "Initial", "Neumann", "Periodic", "Robin", "WeakForm",

@@ -279,29 +279,47 @@ class Iteration:
             Reason.STAGNATED if REASONS[index].converged and missed else REASONS[index]
             for index, missed in zip(self._reason.tolist(), (~(residual <= tolerance)).tolist(), strict=True)
         ]
-        converged = torch.tensor([reason.converged for reason in reasons], dtype=torch.bool)
-        history = torch.stack(self.history) * unit
-        relative = residual / torch.where(self.b_norm > 0, self.b_norm, 1.0)
-        message = _message(reasons, self.iterations, relative)
+        counts = self._products[0], self.fallbacks
+        size = torch.where(self.b_norm > 0, self.b_norm, 1.0)
+        return outcome(self.system, returned, reasons, self.iterations, residual, size, self.history, counts)
 
-        def out(value: Tensor) -> Any:
-            value = value[..., 0] if self.system.single else value
-            if value.ndim == 0:
-                return value.item()
-            return value.cpu().numpy() if self.system.numpy else value
 
-        x = returned[0] if self.system.single else returned
-        return Solution(
-            x=x.numpy() if self.system.numpy else x,
-            reason=reasons[0] if self.system.single else reasons,
-            iterations=out(self.iterations),
-            residual_norm=out(residual * unit),
-            converged=out(converged),
-            message=message,
-            history=out(history),
-            matvecs=self._products[0],
-            fallbacks=self.fallbacks,
-        )
+def outcome(
+    system: LinearSystem,
+    x: Tensor,
+    reasons: list[Reason],
+    iterations: Tensor,
+    residual: Tensor,
+    size: Tensor,
+    history: list[Tensor],
+    counts: tuple[int, int],
+) -> Solution:
+    """What a method found, in the type and shape of b.
+
+    Args:
+        x: in the units of b. residual, size, history: norms of b - A x, of b and of the steps, in the system's own unit.
+        counts: products with A, and fallbacks.
+    """
+    unit = system.unit
+
+    def out(value: Tensor) -> Any:
+        value = value[..., 0] if system.single else value
+        if value.ndim == 0:
+            return value.item()
+        return value.cpu().numpy() if system.numpy else value
+
+    returned = x[0] if system.single else x
+    return Solution(
+        x=returned.numpy() if system.numpy else returned,
+        reason=reasons[0] if system.single else reasons,
+        iterations=out(iterations),
+        residual_norm=out(residual * unit),
+        converged=out(torch.tensor([reason.converged for reason in reasons], dtype=torch.bool)),
+        message=_message(reasons, iterations, residual / size),
+        history=out(torch.stack(history) * unit),
+        matvecs=counts[0],
+        fallbacks=counts[1],
+    )
 
 
 def _message(reasons: list[Reason], iterations: Tensor, relative: Tensor) -> str:

@@ -81,10 +81,12 @@ class DenseOperator(LinearOperator):
     tensor([[2., 2., 2.]])
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
+    def __init__(self, matrix: Tensor, *, allow_complex: bool = False) -> None:
+        numbers = matrix.is_floating_point() or (allow_complex and matrix.is_complex())
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not numbers:
             raise ValueError(
-                f"A is {matrix.dtype} of shape {tuple(matrix.shape)}; expected a square matrix of real floating-point numbers."
+                f"A is {matrix.dtype} of shape {tuple(matrix.shape)}; expected a square matrix of "
+                f"{'real or complex' if allow_complex else 'real'} floating-point numbers."
             )
         self.matrix = matrix
         self.shape, self.dtype, self.device = (matrix.shape[0],), matrix.dtype, matrix.device
@@ -99,7 +101,7 @@ class DenseOperator(LinearOperator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> DenseOperator:
         """The operator of another matrix (n, n)."""
-        return DenseOperator(*tensors)
+        return DenseOperator(*tensors, allow_complex=self.matrix.is_complex())
 
     def to_sparse(self) -> Any:
         """The matrix without its zeros, a SciPy CSR array (n, n)."""
@@ -111,15 +113,17 @@ class DenseOperator(LinearOperator):
 class SparseOperator(LinearOperator):
     """A SciPy sparse matrix or array, applied by SciPy on the CPU."""
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, *, allow_complex: bool = False) -> None:
         matrix = matrix.tocsr()
-        if matrix.shape[0] != matrix.shape[1] or matrix.dtype not in (np.float32, np.float64):
+        allowed = (np.float32, np.float64) + ((np.complex64, np.complex128) if allow_complex else ())
+        if matrix.shape[0] != matrix.shape[1] or matrix.dtype not in allowed:
             raise ValueError(
-                f"A is {matrix.dtype} of shape {matrix.shape}; expected a square matrix in float32 or float64."
+                f"A is {matrix.dtype} of shape {matrix.shape}; expected a square matrix in float32 or float64"
+                f"{', complex64 or complex128' if allow_complex else ''}."
             )
         self.matrix = matrix
         self.shape = (matrix.shape[0],)
-        self.dtype = torch.float32 if matrix.dtype == np.float32 else torch.float64
+        self.dtype = torch.from_numpy(matrix.data[:0].copy()).dtype
         self.device = torch.device("cpu")
 
     def apply(self, x: Tensor) -> Tensor:
@@ -131,20 +135,22 @@ class SparseOperator(LinearOperator):
         return self.matrix
 
 
-def as_operator(A: Any) -> LinearOperator:
+def as_operator(A: Any, *, allow_complex: bool = False) -> LinearOperator:
     """A LinearOperator as it is; a SciPy sparse matrix, a NumPy array or a dense tensor wrapped.
 
     Raises:
-        TypeError: A is none of these. ValueError: A is not square or not real.
+        TypeError: A is none of these. ValueError: A is not square, or not real and `allow_complex` is not said.
     """
     if isinstance(A, LinearOperator):
         return A
     if isinstance(A, Tensor):
-        return DenseOperator(A)
+        return DenseOperator(A, allow_complex=allow_complex)
     if isinstance(A, np.ndarray):
-        return DenseOperator(torch.from_numpy(np.array(A)))  # a copy: torch warns about read-only arrays
+        return DenseOperator(
+            torch.from_numpy(np.array(A)), allow_complex=allow_complex
+        )  # a copy: torch warns about read-only arrays
     if hasattr(A, "tocsr"):
-        return SparseOperator(A)
+        return SparseOperator(A, allow_complex=allow_complex)
     raise TypeError(
         f"A is a {type(A).__name__}; expected an opflow LinearOperator, a SciPy sparse matrix or a dense square tensor."
     )

@@ -31,8 +31,8 @@ def norm(u: Tensor) -> Tensor:
 
 
 def largest(u: Tensor) -> Tensor:
-    """The largest absolute entry of each column, (batch,); NaN if one is NaN."""
-    u = u.flatten(1)
+    """The largest absolute entry of each column, (batch,), of complex ones the larger of the parts; NaN if one is NaN."""
+    u = (torch.view_as_real(u) if u.is_complex() else u).flatten(1)
     return torch.maximum(u.amax(1), -u.amin(1))
 
 
@@ -57,14 +57,15 @@ class LinearSystem:
     numpy: bool
 
     @staticmethod
-    def of(A: Any, b: Any, x0: Any) -> LinearSystem:
+    def of(A: Any, b: Any, x0: Any, *, allow_complex: bool = False) -> LinearSystem:
         """Check A, b and x0 as a user gave them; every error says what came and what was expected."""
-        operator = as_operator(A)
+        operator = as_operator(A, allow_complex=allow_complex)
         numpy = isinstance(b, np.ndarray)
         rhs = _tensor(b)
-        if not isinstance(rhs, Tensor) or not rhs.is_floating_point():
+        if not isinstance(rhs, Tensor) or not (rhs.is_floating_point() or (allow_complex and rhs.is_complex())):
+            numbers = "real or complex" if allow_complex else "real"
             raise TypeError(
-                f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of real floating-point numbers."
+                f"b is {getattr(b, 'dtype', type(b).__name__)}; expected a NumPy array or a tensor of {numbers} floating-point numbers."
             )
         if rhs.dtype != operator.dtype or rhs.device != operator.device:
             raise TypeError(
@@ -106,5 +107,5 @@ class LinearSystem:
 
 
 def _unit(b: Tensor) -> Tensor:
-    size = largest(b) if b.numel() else b.new_zeros(b.shape[0])
+    size = largest(b) if b.numel() else b.real.new_zeros(b.shape[0])
     return torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1)
