@@ -16,6 +16,7 @@ from opflow.problems.nonlinear_ode import NonlinearODE
 from opflow.problems.pendulum import Pendulum
 from opflow.problems.pipe_flow import PipeFlow
 from opflow.problems.poisson import Poisson
+from opflow.problems.radiative_transport import RadiativeTransport
 from opflow.problems.schroedinger import Schroedinger
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "Pendulum",
     "PipeFlow",
     "Poisson",
+    "RadiativeTransport",
     "Schroedinger",
 ]
