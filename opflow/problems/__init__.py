@@ -9,6 +9,7 @@ from opflow.problems.diffusion_reaction import DiffusionReaction
 from opflow.problems.elliptic_operators import EllipticOperators
 from opflow.problems.fitzhugh_nagumo import FitzHughNagumo
 from opflow.problems.helmholtz import Helmholtz
+from opflow.problems.impedance_tomography import ImpedanceTomography
 from opflow.problems.kdv import KortewegDeVries
 from opflow.problems.kuramoto_sivashinsky import KuramotoSivashinsky
 from opflow.problems.navier_stokes import NavierStokes
@@ -29,6 +30,7 @@ __all__ = [
     "EllipticOperators",
     "FitzHughNagumo",
     "Helmholtz",
+    "ImpedanceTomography",
     "KortewegDeVries",
     "KuramotoSivashinsky",
     "NavierStokes",
