@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
-KEYS = {"about", "problem", "parameters", "grid", "rtol", "splits", "block", "seed", "times"}
+KEYS = {"about", "problem", "parameters", "grid", "rtol", "splits", "block", "seed", "times", "refine"}
 
 
 def catalogue() -> dict[str, dict[str, Any]]:
@@ -45,6 +45,7 @@ def make(
         Grid(**recipe["grid"]),
         folder,
         recipe["splits"][split],
+        refine=recipe.get("refine", {}).get(split, 1),
         split=split,
         seed=recipe.get("seed", 0),
         shard=shard,
@@ -52,7 +53,7 @@ def make(
         block=block,
         samples_per_file=block * max(1, 64 // block),
         times=recipe.get("times"),
-        rtol=recipe["rtol"],
+        rtol=recipe.get("rtol", 1e-10),
         device=device,
     )
     return source is not None

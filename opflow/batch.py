@@ -98,14 +98,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def apply_model(model: nn.Module, batch: Batch) -> Tensor:
-    """Call `model` with the non-None of (input, coords), then `parameters` and `mask` where its forward declares them."""
+    """Call `model` with the non-None of (input, coords), then by name with what its forward declares of the rest.
+
+    That is ``parameters`` (the whole mapping), ``mask``, and each entry of the batch's parameters, for example ``descriptors``.
+    """
     positional = [part for part in (batch.input, batch.coords) if part is not None]
-    optional = {"parameters": batch.parameters, "mask": batch.mask}
+    optional = {**(batch.parameters or {}), "parameters": batch.parameters, "mask": batch.mask}
     if all(part is None for part in optional.values()):
         return model(*positional)
     inner = unwrapped(model)
     inner = inner.module if isinstance(inner, AveragedModel) else inner
-    declared = inspect.signature(inner.forward).parameters
+    # The first names take the positional parts; an entry that happens to bear such a name is not that part.
+    declared = [
+        name
+        for name, parameter in list(inspect.signature(inner.forward).parameters.items())[len(positional) :]
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
     return model(
         *positional,
         **{name: part for name, part in optional.items() if part is not None and name in declared},

@@ -95,6 +95,40 @@ class Problem(Protocol):
         ...
 
 
+@runtime_checkable
+class InverseProblem(Protocol):
+    """A coefficient of a partial differential equation, and what is measured of its solutions: the data of an inverse problem.
+
+    ``inputs`` names the one coefficient; ``unknowns`` is ``("measurements",)``.
+    """
+
+    coordinates: tuple[str, ...]
+    inputs: tuple[str, ...]
+    unknowns: tuple[str, ...]
+
+    def sample(
+        self, indices: int | Sequence[int], grid: Any, *, seed: int = 0, split: str = "train"
+    ) -> dict[str, Tensor]:
+        """Random coefficients ``{name: (n, *grid)}``; sample i is the same function on every grid."""
+        ...
+
+    def observe(
+        self,
+        inputs: Mapping[str, Tensor],
+        sensors: int | None = None,
+        *,
+        grid: Any = None,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """``{"measurements": (n, measurement, channel, *sensors), "mask": (n, measurement), True where measured}``.
+
+        The sensors do not depend on the grid. `noise` is the deviation of additive noise relative to a sample's root mean
+        square; complex data are two channels.
+        """
+        ...
+
+
 def check_sizes(**sizes: int) -> None:
     """Raise unless every named number is a positive whole one."""
     for name, value in sizes.items():

@@ -100,6 +100,42 @@ def test_parameters_and_mask_go_where_they_are_declared() -> None:
     assert masked.called[1]["mask"] is None
 
 
+class WithDescriptors(Recorder):
+    def forward(
+        self,
+        measurements: Tensor,
+        coords: Tensor | None = None,
+        *,
+        descriptors: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        self.called = ((measurements, coords), {"descriptors": descriptors, "mask": mask})
+        return self.scale
+
+
+class Anything(Recorder):
+    def forward(self, *arguments: Tensor, **named: Tensor) -> Tensor:
+        self.called = (arguments, named)
+        return self.scale
+
+
+def test_entries_of_the_parameters_go_by_name() -> None:
+    batch = full()
+    angles = torch.zeros(1, 4, 2)
+    batch.parameters = {"descriptors": angles, "viscosity": torch.zeros(3), "measurements": angles, "mask": angles}
+    model = WithDescriptors()
+    apply_model(model, batch)
+    assert model.called[0][0] is batch.input, "an entry of the first argument's name does not take its place"
+    assert model.called[1]["descriptors"] is angles and model.called[1]["mask"] is batch.mask
+    apply_model(model, Batch(input=batch.input, parameters={"viscosity": torch.zeros(3)}))
+    assert model.called[1] == {"descriptors": None, "mask": None}
+    apply_model(model, Batch(input=batch.input, parameters={"mask": angles}))
+    assert model.called[1]["mask"] is None, "the batch's own mask is meant"
+    anything = Anything()
+    apply_model(anything, batch)
+    assert anything.called[1] == {}
+
+
 def test_wrappers_do_not_hide_what_a_model_declares() -> None:
     batch = full()
     averaged = AveragedModel(WithParameters())

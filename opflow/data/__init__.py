@@ -12,6 +12,7 @@ from opflow.data.hdf5 import write_dataset
 from opflow.data.schema import DataError
 from opflow.data.source import Source
 from opflow.data.statistics import ChannelStatistics, Statistics, channel_statistics
+from opflow.data.subsets import random_subsets
 
 __all__ = [
     "Batches",
@@ -24,5 +25,6 @@ __all__ = [
     "collate",
     "generate",
     "open_dataset",
+    "random_subsets",
     "write_dataset",
 ]

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from opflow.batch import Batch
 from opflow.data.formats import open_dataset
 from opflow.data.schema import DataError, check_names
-from opflow.data.source import ArraySource, Source, as_array, check_positions
+from opflow.data.source import ArraySource, Source, as_array, check_positions, measurement_names
 from opflow.grid import Grid
 
 
@@ -29,6 +29,9 @@ class FieldDataset(Dataset[Batch]):
 
     ``dataset.read(positions)`` gives ``Batch(input (b, channel, *grid), target (b, channel, *grid), weight (*grid),
     index (b,))``; ``dataset[i]`` is the same with b = 1. With a DataLoader use ``collate_fn=collate``.
+
+    Measurements stand alone: where the one input is measurements, ``input`` is (b, measurement, channel, *sensors), and a
+    stride coarsens the fields only. Where the one target is (a data set for a surrogate), there is no ``weight``.
 
     Args:
         source: an opened source, or a path for `open_dataset`.
@@ -40,7 +43,7 @@ class FieldDataset(Dataset[Batch]):
         indices: the positions in the source to use, by default all.
 
     Raises:
-        DataError: a name that the source does not have, or damaged data.
+        DataError: a name that the source does not have, measurements mixed with fields, or damaged data.
         ValueError: a stride that does not divide the grid.
 
     >>> data = FieldDataset.from_arrays(torch.ones(6, 8, 8), torch.ones(6, 8, 8), Grid((8, 8)))
@@ -67,10 +70,12 @@ class FieldDataset(Dataset[Batch]):
             raise TypeError(f"dtype is {dtype}; torch.float32 or torch.float64 is expected.")
         for name in self.input_names + self.target_names:
             self.source.read(name, [])  # an unknown name is refused now, not in the first epoch
+        self.measured_input = self._are_measurements(self.input_names, "inputs")
+        self.measured_target = self._are_measurements(self.target_names, "targets")
         self.dtype = dtype
         self.stride = stride
         self.grid: Grid = self.source.grid.subsampled(stride)
-        self._weight = self.grid.quadrature_weights(dtype=dtype)
+        self._weight = None if self.measured_target else self.grid.quadrature_weights(dtype=dtype)
         n = len(self.source)
         self.indices = np.arange(n) if indices is None else check_positions(indices, n, "the source")
         self._memory: Batch | None = None
@@ -83,6 +88,7 @@ class FieldDataset(Dataset[Batch]):
         targets: Any,
         grid: Grid,
         *,
+        measurements: Any = None,
         stride: int | Sequence[int] = 1,
         dtype: torch.dtype = torch.float32,
         index: Sequence[int] | NDArray[np.int64] | None = None,
@@ -94,20 +100,31 @@ class FieldDataset(Dataset[Batch]):
             inputs: ``{name: (n, *grid)}``, or one array (n, *grid) or (n, channel, *grid), tensor or NumPy.
             targets: likewise, or None.
             grid: where the values live.
+            measurements: one array (n, measurement, channel, *sensors), tensor or NumPy, or ``{name: array}`` with one name;
+                the input, in place of `inputs`, which is then None.
             stride: as for the class.
             dtype: as for the class.
             index: global sample numbers (n,), by default 0..n-1.
             split: the seed namespace.
         """
         named_inputs, named_targets = _named(inputs, "input", grid), _named(targets, "target", grid)
+        if measurements is None:
+            measured = {}
+        elif named_inputs:
+            raise DataError(
+                "inputs and measurements were both given; a model has one of them as its input: leave one out."
+            )
+        else:
+            measured = dict(measurements) if isinstance(measurements, Mapping) else {"measurements": measurements}
         both = set(named_inputs) & set(named_targets)
         if both:
             raise DataError(f"{sorted(both)} is given as input and as target; give the arrays distinct names.")
         source = ArraySource(
             named_inputs | named_targets,
             grid,
-            inputs=tuple(named_inputs),
+            inputs=(*named_inputs, *measured),
             targets=tuple(named_targets),
+            measurements=measured,
             index=index,
             split=split,
         )
@@ -151,9 +168,20 @@ class FieldDataset(Dataset[Batch]):
             }
         return Batch(**stacks, weight=self._weight, index=index)
 
+    def _are_measurements(self, names: tuple[str, ...], role: str) -> bool:
+        measured = [name for name in names if name in measurement_names(self.source)]
+        if measured and len(names) > 1:
+            raise DataError(
+                f"{role} are {', '.join(names)}, where {measured[0]} are measurements: they have axes of their own and are not "
+                f"stacked with anything; name one thing with {role}=."
+            )
+        return bool(measured)
+
     def _stack(self, names: tuple[str, ...], positions: NDArray[np.int64]) -> Tensor | None:
         if not names:
             return None
+        if names[0] in measurement_names(self.source):
+            return torch.from_numpy(self.source.read(names[0], positions)).to(self.dtype)
         channels = [torch.from_numpy(self.source.read(name, positions)).to(self.dtype) for name in names]
         return torch.stack([self.source.grid.subsample(channel, self.stride) for channel in channels], dim=1)
 

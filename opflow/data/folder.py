@@ -53,6 +53,11 @@ class FolderSource:
         return self._manifest.targets
 
     @property
+    def measurements(self) -> tuple[str, ...]:
+        """The names that are measurements, not fields."""
+        return self._manifest.measurements
+
+    @property
     def index(self) -> NDArray[np.int64]:
         """The global sample numbers (n,)."""
         return np.arange(len(self), dtype=np.int64)
@@ -71,7 +76,7 @@ class FolderSource:
         return int(self._edges[-1])
 
     def read(self, name: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Field `name` at these positions: (len(indices), *grid)."""
+        """Field `name` at these positions: (len(indices), *grid), or measurements with their own axes."""
         check_field(self.inputs + self.targets, name, str(self.folder))
         positions = check_positions(indices, len(self), str(self.folder))
         owners = np.searchsorted(self._edges, positions, side="right") - 1
@@ -80,7 +85,12 @@ class FolderSource:
             mine = owners == number
             block = self._part(int(number)).read(name, positions[mine] - self._edges[number])
             if values is None:
-                values = np.empty((len(positions), *self.grid.shape), dtype=block.dtype)
+                values = np.empty((len(positions), *block.shape[1:]), dtype=block.dtype)
+            if block.shape[1:] != values.shape[1:]:
+                raise DataError(
+                    f"{self.folder}: {name!r} has the shape {block.shape[1:]} in one part and {values.shape[1:]} in another; "
+                    "generate the folder again."
+                )
             values[mine] = block
         assert values is not None
         return values
@@ -99,8 +109,8 @@ class FolderSource:
                 )
             self._verified.add(number)
         source = HDF5Source(path)
-        claims = (source.grid, source.inputs, source.targets, source.split)
-        if claims != (self.grid, self.inputs, self.targets, self.split) or not np.array_equal(
+        claims = (source.grid, source.inputs, source.targets, source.measurements, source.split)
+        if claims != (self.grid, self.inputs, self.targets, self.measurements, self.split) or not np.array_equal(
             source.index, np.arange(part.start, part.stop)
         ):
             raise DataError(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from opflow.data.folder import FolderSource
 from opflow.data.hdf5 import write_dataset
+from opflow.data.inverse import check_options, is_inverse, observed
 from opflow.data.manifest import MAX_PARTS, RECIPE, Part, digest, part_name, read_part, write_manifest
 from opflow.data.schema import (
     RESERVED_ATTRIBUTES,
@@ -27,16 +28,17 @@ from opflow.data.schema import (
 )
 from opflow.files import DamagedFileError, read_json, remove_stale_temporaries, sha256, write_json
 from opflow.grid import Grid
-from opflow.typing import Problem
+from opflow.typing import InverseProblem, Problem
 from opflow.version import __version__
 
 
 def generate(
-    problem: Problem,
+    problem: Problem | InverseProblem,
     grid: Grid,
     folder: str | Path,
     n: int,
     *,
+    refine: int = 1,
     split: str = "train",
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
@@ -55,11 +57,18 @@ def generate(
     depend on the batch. So the bytes depend neither on the number of shards nor on interruptions (on one kind of
     machine, with one number of threads); a run that was killed goes on with ``resume=True`` and computes at most one part again per shard.
 
+    An inverse problem (it has ``observe`` and no ``solve``) is stored the other way round: its noise-free measurements are
+    the inputs of the data set, its coefficient, on `grid`, the target. With `refine` the measurements come from a finer
+    solve than that of other splits, so that nothing is tested on the discretisation it was trained with.
+
     Args:
-        problem: a frozen dataclass with ``inputs``, ``unknowns``, ``sample`` and ``solve``.
+        problem: a frozen dataclass with ``inputs``, ``unknowns``, ``sample`` and ``solve``; or ``observe`` in its place.
         grid: where to sample and solve.
         folder: the data set's folder; each split has a folder in it.
         n: samples of this split.
+        refine: of an inverse problem: sample and observe on the grid with 1/refine of the spacing. The stored coefficient is
+            sampled on `grid` itself, for every layout: sample i is one function on every grid, and so its values mean
+            the same, point values at the cells' centres for example, whatever the refinement.
         split: the seed namespace, and the name of the folder.
         seed: the root seed.
         shard: (i, m): make only the parts i, i + m, i + 2m, ...; m processes with the same arguments make them all.
@@ -95,14 +104,17 @@ def generate(
     if n_parts > MAX_PARTS:
         raise ValueError(f"{n_parts} parts would be made; {MAX_PARTS} is the limit: raise samples_per_file.")
     parameters = _parameters(problem)
-    stored_grid, inputs = (grid, problem.inputs) if times is None else (_space_time(problem, grid, times), ())
+    inverse = is_inverse(problem)
+    check_options(problem, refine=refine, times=times)
+    inputs, targets = (problem.unknowns, problem.inputs) if inverse else (problem.inputs, problem.unknowns)
+    stored_grid, inputs = (grid, inputs) if times is None else (_space_time(problem, grid, times), ())
     recipe = {
         "schema": SCHEMA,
         "problem": type(problem).__name__,
         "parameters": parameters,
         "cutoff": _plain(getattr(problem, "cutoff", None), "cutoff"),
         "inputs": list(check_names(inputs, "input")),
-        "targets": list(check_names(problem.unknowns, "unknown")),
+        "targets": list(check_names(targets, "unknown")),
         "grid": stored_grid.to_json(),
         "n": n,
         "split": check_name(split, "split"),
@@ -115,6 +127,9 @@ def generate(
         "opflow": __version__,
         "torch": torch.__version__,
     }
+    measured = list(problem.unknowns) if inverse else []
+    if inverse:  # no such keys in the recipes of other problems, whose hashes stand
+        recipe |= {"measurements": measured, "refine": refine}
     folder = Path(folder) / split
     names = [part_name(k, n_parts) for k in range(n_parts)]
     mine = list(range(number, n_parts, count))
@@ -132,17 +147,19 @@ def generate(
             if resume and _is_done(path, recipe):
                 bar.update(stop - start)
                 continue
-            fields: dict[str, list[Tensor]] = {name: [] for name in (*inputs, *problem.unknowns)}
+            fields: dict[str, list[Tensor]] = {name: [] for name in (*inputs, *targets)}
             for values, kept in _blocks(problem, recipe, start, stop, grid, times, dtype, device):
                 for name, field in values.items():
                     fields[name].append(field)
                 bar.update(kept)
+            joined = {name: torch.cat(blocks) for name, blocks in fields.items()}
             write_dataset(
                 path,
-                {name: torch.cat(blocks) for name, blocks in fields.items()},
+                {name: values for name, values in joined.items() if name not in measured},
                 stored_grid,
                 inputs=inputs,
-                targets=problem.unknowns,
+                targets=targets,
+                measurements={name: joined[name] for name in measured},
                 index=np.arange(start, stop),
                 split=split,
                 attributes={name: value for name, value in recipe.items() if name not in RESERVED_ATTRIBUTES},
@@ -153,7 +170,7 @@ def generate(
 
 
 def _blocks(
-    problem: Problem,
+    problem: Problem | InverseProblem,
     recipe: Mapping[str, Any],
     start: int,
     stop: int,
@@ -168,25 +185,29 @@ def _blocks(
         kept = min(stop, indices.stop) - first
         inputs = problem.sample(indices, grid, seed=recipe["seed"], split=recipe["split"])
         on_device = {name: field.to(device) for name, field in inputs.items()}
-        if times is None:
-            solved = problem.solve(on_device, grid, rtol=recipe["rtol"])
+        if is_inverse(problem):
+            drawn, verb = problem.inputs, "observe"
+            solved = observed(problem, on_device, indices, grid, recipe, device)
         else:
-            solved = problem.solve(on_device, grid, times=times, rtol=recipe["rtol"])  # type: ignore[call-arg]
+            drawn, verb = recipe["inputs"], "solve"
+            options = {"rtol": recipe["rtol"]} if times is None else {"times": times, "rtol": recipe["rtol"]}
+            solved = cast(Problem, problem).solve(on_device, grid, **options)
         stored = {}
         shape = (len(indices), *Grid.from_json(recipe["grid"]).shape)
-        for names, given, verb in ((recipe["inputs"], inputs, "sample"), (problem.unknowns, solved, "solve")):
+        for names, given, source in ((drawn, inputs, "sample"), (problem.unknowns, solved, verb)):
             for name in names:
-                if name not in given or tuple(given[name].shape) != shape:
+                # Measurements have axes of their own, which `observed` has checked.
+                if source != "observe" and (name not in given or tuple(given[name].shape) != shape):
                     came = tuple(given[name].shape) if name in given else "missing"
                     raise DataError(
-                        f"{recipe['problem']}.{verb} gave {name!r} as {came}; a field of shape {shape} is expected."
+                        f"{recipe['problem']}.{source} gave {name!r} as {came}; a field of shape {shape} is expected."
                     )
                 stored[name] = given[name][:kept].detach().to(device="cpu", dtype=dtype)
-                check_finite(stored[name].numpy(), name, indices, f"{recipe['problem']}.{verb}")
+                check_finite(stored[name].numpy(), name, indices, f"{recipe['problem']}.{source}")
         yield stored, kept
 
 
-def _space_time(problem: Problem, grid: Grid, times: Sequence[float]) -> Grid:
+def _space_time(problem: Problem | InverseProblem, grid: Grid, times: Sequence[float]) -> Grid:
     """The grid of (t, *space) on which trajectories are stored."""
     moments = np.asarray(times, dtype=np.float64)
     even = len(moments) > 1 and np.allclose(np.diff(moments), moments[-1] / (len(moments) - 1), rtol=1e-9, atol=0)
@@ -257,7 +278,7 @@ def _finish(folder: Path, recipe: Mapping[str, Any], names: list[str]) -> Folder
     return FolderSource(folder)
 
 
-def _parameters(problem: Problem) -> dict[str, Any]:
+def _parameters(problem: Problem | InverseProblem) -> dict[str, Any]:
     if not dataclasses.is_dataclass(problem):
         raise TypeError(
             f"{type(problem).__name__} is not a dataclass; its fields are recorded as the recipe, so make it one."

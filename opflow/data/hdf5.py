@@ -8,6 +8,7 @@ root attributes     ``schema``; as JSON text: ``split``, ``inputs``, ``targets``
                     coordinates (float64) an axis
 ``fields/<name>``   (n, *grid), one chunk a sample, fletcher32; JSON attributes ``role`` (input, target or
                     auxiliary) and ``dims``
+``measurements/``   only where there are any: ``<name>`` (n, measurement, channel, *sensors), stored like a field
 ``samples/``        ``index`` (int64, global numbers), ``ok`` (uint8), and perhaps ``residual`` (float64)
 ==================  ==========================================================================================
 """
@@ -34,7 +35,7 @@ from opflow.data.schema import (
     check_stored_dtype,
     encode_attribute,
 )
-from opflow.data.source import as_array, check_field, check_fields, check_index
+from opflow.data.source import as_array, check_both_names, check_field, check_fields, check_index, check_measurements
 from opflow.files import atomic_file
 from opflow.grid import Grid
 
@@ -46,12 +47,13 @@ def write_dataset(
     *,
     inputs: Sequence[str],
     targets: Sequence[str],
+    measurements: Mapping[str, Any] | None = None,
     index: Sequence[int] | NDArray[np.int64] | None = None,
     split: str = "train",
     attributes: Mapping[str, Any] | None = None,
     residual: Any = None,
 ) -> None:
-    """Write scalar fields to one HDF5 file, atomically; equal values give equal bytes.
+    """Write scalar fields, and measurements beside them, to one HDF5 file, atomically; equal values give equal bytes.
 
     The file is put together in memory, so the peak is about twice the size of the fields: split what is larger
     into several files (`generate` does).
@@ -62,6 +64,7 @@ def write_dataset(
         grid: where the values live.
         inputs: names of the input fields, in channel order.
         targets: names of the target fields, in channel order.
+        measurements: name -> (n, measurement, channel, *sensors), real; inputs or targets like fields.
         index: the samples' global numbers (n,), by default 0..n-1.
         split: the seed namespace, for example ``train``.
         attributes: more to record (equation, parameters, seed ...), values that JSON can hold.
@@ -79,11 +82,14 @@ def write_dataset(
     """
     path = Path(path)
     inputs, targets = check_names(inputs, "input"), check_names(targets, "target")
+    names, measured = check_both_names(fields, measurements or {})
     arrays = {}
-    for name in sorted(check_names(fields, "field name")):
-        values = as_array(fields[name])
+    for name in sorted(names):
+        values = as_array((measurements or {})[name] if name in measured else fields[name])
         arrays[name] = values.astype(np.uint8) if values.dtype == bool else values
-    n = check_fields(arrays, grid, str(path))
+    scalar = {name: values for name, values in arrays.items() if name not in measured}
+    n = check_fields(scalar, grid, str(path)) if scalar or not measured else None
+    n = check_measurements({name: arrays[name] for name in sorted(measured)}, n, str(path))
     numbers = check_index(index, n, str(path))
     for name in inputs + targets:
         check_field(tuple(arrays), name, str(path))
@@ -110,7 +116,7 @@ def write_dataset(
         check_finite(samples["residual"], "residual", numbers, str(path))
     roles = {name: "input" if name in inputs else "target" if name in targets else "auxiliary" for name in arrays}
 
-    content = _file_image({"schema": SCHEMA.encode(), **texts}, grid, arrays, roles, samples)
+    content = _file_image({"schema": SCHEMA.encode(), **texts}, grid, arrays, roles, samples, measured)
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.getbuffer())
         with closing(HDF5Source(temporary)) as written:
@@ -127,6 +133,7 @@ def _file_image(
     fields: Mapping[str, NDArray[Any]],
     roles: Mapping[str, str],
     samples: Mapping[str, NDArray[Any]],
+    measured: Sequence[str],
 ) -> io.BytesIO:
     """The bytes of the file. HDF5 writes to memory only: on a full disk it would leave handles that crash at exit."""
     import h5py
@@ -152,16 +159,20 @@ def _file_image(
         annotate(file, texts)
         groups = {
             name: h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=timeless))
-            for name in ("grid", "fields", "samples")
+            for name in ("grid", "fields", "samples", *(("measurements",) if measured else ()))
         }
         description = {"kind": "cartesian", **grid.to_json()}
         annotate(groups["grid"], {name: encode_attribute(name, value) for name, value in description.items()})
         for axis, name in enumerate(grid.axes):
             store(groups["grid"], check_name(name, "axis"), grid.coordinates(axis).numpy(), (grid.shape[axis],))
         dims = encode_attribute("dims", ["sample", *grid.axes])
+        sensors = encode_attribute("dims", ["sample", "measurement", "channel", "sensor"])
         for name, values in fields.items():
-            dataset = store(groups["fields"], name, values, (1, *grid.shape))
-            annotate(dataset, {"role": encode_attribute("role", roles[name]), "dims": dims})
+            dataset = store(
+                groups["measurements" if name in measured else "fields"], name, values, (1, *values.shape[1:])
+            )
+            role = encode_attribute("role", roles[name])
+            annotate(dataset, {"role": role, "dims": sensors if name in measured else dims})
         for name, values in samples.items():
             store(groups["samples"], name, values, values.shape)
     return buffer

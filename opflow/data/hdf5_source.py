@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opflow.data.inspection import check_superblock, checked_array, link_names, read_attributes, read_json, read_text
+from opflow.data.inspection import (
+    check_superblock,
+    checked_array,
+    link_names,
+    read_attributes,
+    read_json,
+    read_text,
+)
 from opflow.data.schema import (
     RESERVED_ATTRIBUTES,
     SCHEMA,
@@ -34,6 +41,7 @@ class _Header:
     names: tuple[str, ...]
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
+    measurements: tuple[str, ...]
     index: NDArray[np.int64]
     split: str
     attributes: dict[str, Any]
@@ -44,7 +52,8 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
     split = check_name(read_json(file, "split", path), "split")
     inputs = check_names(read_json(file, "inputs", path), "input")
     targets = check_names(read_json(file, "targets", path), "target")
-    missing = {"grid", "fields", "samples"} - set(link_names(file, path))
+    groups = link_names(file, path)
+    missing = {"grid", "fields", "samples"} - set(groups)
     if missing:
         raise DataError(f"{path}: group {sorted(missing)[0]!r} is missing; it is not a whole file of schema {SCHEMA}.")
     axes = link_names(file["grid"], path)
@@ -52,7 +61,11 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
     if description["kind"] != "cartesian":
         raise DataError(f"{path}: the grid is of kind {description['kind']!r}; this version reads 'cartesian' only.")
     grid = Grid.from_json(description)
-    names = check_names(link_names(file["fields"], path), "field name")
+    fields = check_names(link_names(file["fields"], path), "field name")
+    measured: tuple[str, ...] = ()
+    if "measurements" in groups:
+        measured = check_names(link_names(file["measurements"], path), "measurement name")
+    names = tuple(sorted(check_names((*fields, *measured), "field name")))
     for name in inputs + targets:
         check_field(names, name, str(path))
     link_names(file["samples"], path)
@@ -63,7 +76,9 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
         raise DataError(
             f"{path}: {int((ok != 1).sum())} of {n} samples are marked as failed; make the file again without them."
         )
-    for name in names:
+    for name in measured:
+        checked_array(file["measurements"], name, path, file_bytes=file_bytes, shape=(n, ...), chunk=...)
+    for name in fields:
         checked_array(file["fields"], name, path, file_bytes=file_bytes, shape=(n, *grid.shape), chunk=(1, *grid.shape))
     if set(axes) != set(grid.axes):
         raise DataError(
@@ -78,7 +93,7 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
             )
     numbers = check_index(index[()], n, str(path))
     attributes = read_attributes(file, path, RESERVED_ATTRIBUTES)
-    return _Header(grid, names, inputs, targets, numbers, split, attributes)
+    return _Header(grid, names, inputs, targets, measured, numbers, split, attributes)
 
 
 def _open(path: Path) -> Any:
@@ -126,7 +141,7 @@ class HDF5Source:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all fields, sorted."""
+        """The names of all fields and measurements, sorted."""
         return self._header.names
 
     @property
@@ -138,6 +153,11 @@ class HDF5Source:
     def targets(self) -> tuple[str, ...]:
         """The names of the target fields, in channel order."""
         return self._header.targets
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """The names that are measurements, not fields."""
+        return self._header.measurements
 
     @property
     def index(self) -> NDArray[np.int64]:
@@ -167,7 +187,7 @@ class HDF5Source:
         return len(self.index)
 
     def read(self, name: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Field `name` at these positions: (len(indices), *grid), in the stored dtype.
+        """Field `name` at these positions, in the stored dtype: (len(indices), *grid), or measurements with their own axes.
 
         Raises:
             DataError: a checksum does not match, or a value is not finite; the message names the sample.
@@ -177,9 +197,9 @@ class HDF5Source:
         file = self._file()
         if name not in self._fields:
             with damage_reported(self.path, f"field {name!r}"):
-                self._fields[name] = file["fields"][name]
+                self._fields[name] = file["measurements" if name in self.measurements else "fields"][name]
         dataset = self._fields[name]
-        values = np.empty((len(positions), *self.grid.shape), dtype=dataset.dtype)
+        values = np.empty((len(positions), *dataset.shape[1:]), dtype=dataset.dtype)
         # Whole chunks, neighbours in one call; a stride inside HDF5 would be ten times slower than in NumPy.
         edges = [0, *(np.flatnonzero(np.diff(positions) != 1) + 1).tolist(), len(positions)]
         for start, stop in pairwise(edges):

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from opflow.data.schema import MAX_ATTRIBUTE_BYTES, MAX_NAMES, DataError, check_stored_dtype
+from opflow.data.schema import MAX_ATTRIBUTE_BYTES, MAX_NAMES, MIN_MEASUREMENT_AXES, DataError, check_stored_dtype
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK = 3  # what libver "v110" writes: every piece of metadata carries a checksum
@@ -99,11 +99,12 @@ def read_attributes(obj: Any, path: Path, besides: frozenset[str]) -> dict[str, 
 
 
 def checked_array(
-    group: Any, name: str, path: Path, *, file_bytes: int, shape: tuple[int, ...] | None, chunk: Any
+    group: Any, name: str, path: Path, *, file_bytes: int, shape: tuple[Any, ...] | None, chunk: Any
 ) -> Any:
     """The dataset `name`, after making sure that reading it reads this file only, and no more than is in it.
 
-    `shape` is what it must have (None: any one axis); `chunk` its chunk (None: the whole array is one chunk).
+    `shape` is what it must have (None: any one axis; ``(n, ...)``: n measurements of samples, with their own axes);
+    `chunk` its chunk (None: the whole array is one chunk; Ellipsis: a sample is).
     """
     import h5py
 
@@ -133,9 +134,15 @@ def checked_array(
         raise DataError(
             f"{where} declares {declared} bytes ({actual}) but the file has {file_bytes}; it is damaged or hostile."
         )
-    if not actual or (actual != shape if shape is not None else len(actual) != 1):
-        raise DataError(f"{where} has shape {actual}; {shape if shape is not None else 'one axis'} is expected.")
-    chunk = actual if chunk is None else chunk
+    if shape is not None and shape[-1] is Ellipsis:
+        fits = len(actual) >= MIN_MEASUREMENT_AXES and actual[0] == shape[0] and 0 not in actual
+        expected = f"({shape[0]}, measurement, channel, *sensors)"
+    else:
+        fits = len(actual) == 1 if shape is None else actual == shape
+        expected = "one axis" if shape is None else str(shape)
+    if not fits:
+        raise DataError(f"{where} has shape {actual}; {expected} is expected.")
+    chunk = actual if chunk is None else (1, *actual[1:]) if chunk is Ellipsis else chunk
     if tuple(dataset.chunks) != chunk:
         raise DataError(f"{where} has chunks {dataset.chunks}; {chunk} is expected.")
     chunks = math.prod(n // c for n, c in zip(actual, chunk, strict=True))

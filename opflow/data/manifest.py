@@ -46,6 +46,7 @@ class Manifest:
     grid: Grid
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
+    measurements: tuple[str, ...]
     split: str
 
 
@@ -99,6 +100,7 @@ def read_manifest(folder: Path) -> Manifest:
         recipe = values["recipe"]
         grid = Grid.from_json(recipe["grid"])
         inputs, targets = check_names(recipe["inputs"], "input"), check_names(recipe["targets"], "target")
+        measurements = check_names(recipe.get("measurements", ()), "measurement name")
         split = check_name(recipe["split"], "split")
         parts = tuple(read_part(entry, path) for entry in values["parts"])
         if not 0 < len(parts) <= MAX_PARTS:
@@ -120,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{file} has {file.stat().st_size} bytes where {part.bytes} are recorded; "
                 "run opflow.data.generate(..., resume=True) to restore it."
             )
-    return Manifest(recipe, parts, grid, inputs, targets, split)
+    return Manifest(recipe, parts, grid, inputs, targets, measurements, split)
 
 
 def _incomplete(folder: Path) -> str:

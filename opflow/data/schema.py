@@ -17,6 +17,7 @@ STORED_DTYPES = ("float32", "float64", "uint8", "int32", "int64")
 # A fixed-length HDF5 attribute lives in one object-header message, which cannot exceed 64 KiB.
 MAX_ATTRIBUTE_BYTES = 60_000
 MAX_NAMES = 256
+MIN_MEASUREMENT_AXES = 4  # (n, measurement, channel, *sensors)
 RESERVED_ATTRIBUTES = frozenset({"schema", "split", "inputs", "targets"})
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -65,7 +66,7 @@ def check_names(names: Iterable[object], what: str) -> tuple[str, ...]:
 
 
 def check_finite(values: NDArray[Any], name: str, index: Sequence[int] | NDArray[np.int64], where: str) -> None:
-    """Raise unless every value of `values` (n, *grid) is finite, naming the field, the first bad sample and the count."""
+    """Raise unless every value of `values` (n, ...) is finite, naming the field, the first bad sample and the count."""
     if values.dtype.kind != "f" or bool(np.isfinite(values).all()):
         return
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)

@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opflow.data.schema import DataError, check_finite, check_name, check_names
+from opflow.data.schema import MIN_MEASUREMENT_AXES, DataError, check_finite, check_name, check_names
 from opflow.grid import Grid
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Scalar fields on one grid, sample by sample, in physical units.
+    """Scalar fields on one grid, and perhaps measurements beside them, sample by sample, in physical units.
 
-    ``inputs`` and ``targets`` name the fields in channel order; ``index`` (n,) holds each sample's number in its seed
-    namespace ``split``; ``fingerprint`` changes when any value does.
+    ``inputs`` and ``targets`` name the fields in channel order; ``measurements`` says which names are arrays
+    (measurement, channel, *sensors) a sample instead; ``index`` (n,) holds each sample's number in its seed namespace
+    ``split``; ``fingerprint`` changes when any value does.
     """
 
     @property
@@ -38,6 +39,11 @@ class Source(Protocol):
     def targets(self) -> tuple[str, ...]:
         """The names of the target fields, in channel order."""
         ...
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """The names that are measurements, not fields."""
+        return ()
 
     @property
     def index(self) -> NDArray[np.int64]:
@@ -59,8 +65,16 @@ class Source(Protocol):
         ...
 
     def read(self, name: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Field `name` at the positions `indices` (each in 0..n-1), a new array (len(indices), *grid)."""
+        """Field `name` at the positions `indices` (each in 0..n-1), a new array (len(indices), *grid).
+
+        Measurements come as (len(indices), measurement, channel, *sensors).
+        """
         ...
+
+
+def measurement_names(source: Source) -> tuple[str, ...]:
+    """The names that are measurements; none for a source that knows only fields."""
+    return getattr(source, "measurements", ())
 
 
 def check_positions(indices: Sequence[int] | NDArray[np.int64], n: int, where: str) -> NDArray[np.int64]:
@@ -91,6 +105,7 @@ class ArraySource:
         grid: the grid of all of them.
         inputs: names of the input fields, in channel order.
         targets: names of the target fields, in channel order.
+        measurements: name -> (n, measurement, channel, *sensors), real numbers; may be inputs or targets too.
         index: global sample numbers (n,), by default 0..n-1.
         split: the seed namespace.
         where: what errors call this source, for example the file's path.
@@ -106,6 +121,7 @@ class ArraySource:
         *,
         inputs: Sequence[str],
         targets: Sequence[str],
+        measurements: Mapping[str, Any] | None = None,
         index: Sequence[int] | NDArray[np.int64] | None = None,
         split: str = "train",
         where: str | Path = "the arrays",
@@ -113,12 +129,15 @@ class ArraySource:
         self.where = str(where)
         self.grid = grid
         self.split = check_name(split, "split")
-        names = check_names(fields, "field name")
+        names, self.measurements = check_both_names(fields, measurements or {})
         self.inputs, self.targets = check_names(inputs, "input"), check_names(targets, "target")
         for name in self.inputs + self.targets:
             check_field(names, name, self.where)
         self.fields = {name: as_array(values) for name, values in fields.items()}
-        n = check_fields(self.fields, grid, self.where)
+        n = check_fields(self.fields, grid, self.where) if fields or not measurements else None
+        measured = {name: as_array(values) for name, values in (measurements or {}).items()}
+        n = check_measurements(measured, n, self.where)
+        self.fields |= measured
         self.index = check_index(index, n, self.where)
         for name, values in self.fields.items():
             check_finite(values, name, self.index, self.where)
@@ -141,9 +160,19 @@ class ArraySource:
         return len(self.index)
 
     def read(self, name: str, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """Field `name` at these positions: (len(indices), *grid)."""
+        """Field `name` at these positions: (len(indices), *grid); measurements: (len(indices), measurement, channel, *sensors)."""
         check_field(tuple(self.fields), name, self.where)
         return self.fields[name][check_positions(indices, len(self), self.where)]
+
+
+def check_both_names(
+    fields: Mapping[str, Any], measurements: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All names, and those of the measurements; none may name a field and measurements at once."""
+    twice = sorted(set(fields) & set(measurements))
+    if twice:
+        raise DataError(f"{twice[0]!r} names a field and measurements at once; give each a name of its own.")
+    return check_names((*fields, *measurements), "field name"), check_names(measurements, "measurement name")
 
 
 def check_fields(fields: Mapping[str, NDArray[Any]], grid: Grid, where: str) -> int:
@@ -152,11 +181,7 @@ def check_fields(fields: Mapping[str, NDArray[Any]], grid: Grid, where: str) -> 
         raise DataError(f"{where}: no field was given; give at least one, (n, *grid).")
     n = None
     for name, values in fields.items():
-        if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8 or not values.dtype.isnative:
-            raise DataError(
-                f"{where}: field {name!r} has dtype {values.dtype}; native real numbers or booleans are expected "
-                "(give a complex field as two real ones)."
-            )
+        _check_real(values, f"field {name!r}", "give a complex field as two real ones", where)
         if values.ndim != grid.dim + 1 or values.shape[1:] != grid.shape:
             raise DataError(
                 f"{where}: field {name!r} has shape {values.shape} but the grid is {grid.shape}; "
@@ -168,6 +193,32 @@ def check_fields(fields: Mapping[str, NDArray[Any]], grid: Grid, where: str) -> 
     if not n:
         raise DataError(f"{where}: there are no samples; give at least one.")
     return n
+
+
+def check_measurements(measurements: Mapping[str, NDArray[Any]], n: int | None, where: str) -> int:
+    """Raise unless all measurements are (n, measurement, channel, *sensors), of the fields' n if there are any; return n."""
+    for name, values in measurements.items():
+        _check_real(
+            values, f"measurements {name!r}", "give complex data as two channels, real and imaginary part", where
+        )
+        if values.ndim < MIN_MEASUREMENT_AXES or 0 in values.shape:
+            raise DataError(
+                f"{where}: measurements {name!r} have shape {values.shape}; (samples, measurement, channel, *sensors) "
+                "is expected, nothing empty: give a lone channel or sensor an axis of length 1."
+            )
+        if n is not None and len(values) != n:
+            raise DataError(f"{where}: measurements {name!r} have {len(values)} samples but what comes before has {n}.")
+        n = len(values)
+    if n is None:
+        raise DataError(f"{where}: neither fields nor measurements were given; give at least one.")
+    return n
+
+
+def _check_real(values: NDArray[Any], what: str, advice: str, where: str) -> None:
+    if values.dtype.kind not in "fiub" or values.dtype.itemsize > 8 or not values.dtype.isnative:
+        raise DataError(
+            f"{where}: {what} has dtype {values.dtype}; native real numbers or booleans are expected ({advice})."
+        )
 
 
 def check_index(index: Sequence[int] | NDArray[np.int64] | None, n: int, where: str) -> NDArray[np.int64]:

@@ -38,9 +38,9 @@ class ChannelStatistics:
     count: int
 
     @staticmethod
-    def of(field: Field) -> ChannelStatistics:
-        """The statistics of one batch of fields (batch, channel, *grid)."""
-        values = field.detach().cpu().double().transpose(0, 1).flatten(1)
+    def of(field: Field, channel_axis: int = 1) -> ChannelStatistics:
+        """The statistics of one batch of fields (batch, channel, *grid); of measurements with ``channel_axis=2``."""
+        values = field.detach().cpu().double().movedim(channel_axis, 0).flatten(1)
         if values.shape[1] == 0:
             raise DataError(
                 f"a field of shape {tuple(field.shape)} holds no values; statistics need at least one sample."
@@ -85,11 +85,11 @@ class Statistics:
 
 
 def channel_statistics(data: FieldDataset | Batches | Iterable[Batch], *, batch_size: int = 64) -> Statistics:
-    """The statistics of every input and target channel, in float64.
+    """The statistics of every input and target channel, in float64; those of measurements are taken over all of them.
 
     Args:
         data: a data set; or its `Batches`, whose data set is then read, without transform and without moving their
-            position; or any iterable of batches, which is consumed.
+            position; or any iterable of batches of fields, which is consumed.
         batch_size: samples read at a time from a data set.
 
     Raises:
@@ -102,13 +102,16 @@ def channel_statistics(data: FieldDataset | Batches | Iterable[Batch], *, batch_
     """
     if isinstance(data, Batches):
         data = data.dataset
+    axes = {"input": 1, "target": 1}
+    if isinstance(data, FieldDataset):
+        axes = {"input": 2 if data.measured_input else 1, "target": 2 if data.measured_target else 1}
     batches = _blocks(data, batch_size) if isinstance(data, FieldDataset) else data
     totals: dict[str, ChannelStatistics] = {}
     for batch in batches:
         for name in ("input", "target"):
             field = getattr(batch, name)
             if field is not None and field.shape[0]:
-                part = ChannelStatistics.of(field)
+                part = ChannelStatistics.of(field, axes[name])
                 totals[name] = _pair(totals[name], part) if name in totals else part
     if not totals:
         raise DataError("there are no fields to take statistics of; give a data set with at least one sample.")

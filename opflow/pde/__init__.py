@@ -15,6 +15,7 @@ from opflow.pde.geometry.primitives import Ball, Box, Disc, Interval
 from opflow.pde.geometry.space_time import SpaceTime
 from opflow.pde.kernel_field import SquaredExponentialField
 from opflow.pde.matern_field import MaternField
+from opflow.pde.measurement_noise import add_noise
 from opflow.pde.observation import observations, scatter_observations
 from opflow.pde.random_field import CosineField, PeriodicField
 from opflow.pde.runge_kutta import ButcherTableau, gauss_legendre
@@ -60,6 +61,7 @@ __all__ = [
     "TrigonometricSpace",
     "Union",
     "WeakForm",
+    "add_noise",
     "boundary_batch",
     "gauss_legendre",
     "initial_batch",
