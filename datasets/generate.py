@@ -31,18 +31,26 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return recipes
 
 
+def as_grid(values: dict[str, Any]) -> Any:
+    """A recipe's grid: the arguments of `Grid`, or, with ``kind = "polar"``, those of `Grid.polar`."""
+    from opflow import Grid
+
+    arguments = {key: value for key, value in values.items() if key != "kind"}
+    return Grid.polar(**arguments) if values.get("kind") == "polar" else Grid(**arguments)
+
+
 def make(
     recipe: dict[str, Any], folder: Path, split: str, *, shard: tuple[int, int] = (0, 1), device: str = "cpu"
 ) -> bool:
     """Write this split, or this shard of it, to ``folder/split``; whether it is now complete."""
-    from opflow import Grid, problems
+    from opflow import problems
     from opflow.data import generate
 
     problem = getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))
     block = recipe.get("block", 32)
     source = generate(
         problem,
-        Grid(**recipe["grid"]),
+        as_grid(recipe["grid"]),
         folder,
         recipe["splits"][split],
         refine=recipe.get("refine", {}).get(split, 1),

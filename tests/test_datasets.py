@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opflow import Grid, problems
+from opflow import problems
 from opflow.data import open_dataset
+from opflow.data.inverse import is_inverse
 
 SCRIPT = Path(__file__).parents[1] / "datasets" / "generate.py"
 
@@ -33,7 +34,13 @@ RECIPES = script().catalogue()
 def small(recipe: dict[str, Any]) -> dict[str, Any]:
     """The same recipe with few samples on a coarse grid, and with few times."""
     recipe = copy.deepcopy(recipe)
-    recipe["grid"]["shape"] = [17 if recipe["grid"]["layout"] == "nodes" else 32 for _ in recipe["grid"]["shape"]]
+    grid = recipe["grid"]
+    if grid.get("kind") == "polar":
+        grid |= {"n_theta": 16, "n_r": 9}
+    else:
+        layout = grid.get("layout", "nodes")
+        layouts = [layout] * len(grid["shape"]) if isinstance(layout, str) else layout
+        grid["shape"] = [17 if kind == "nodes" else 32 for kind in layouts]
     recipe["splits"] = dict.fromkeys(recipe["splits"], 3)
     recipe["block"], recipe["rtol"] = 2, 1e-3
     if "times" in recipe:
@@ -48,16 +55,44 @@ def test_every_recipe_can_be_made(name: str, tmp_path: Path) -> None:
     problem, tiny = getattr(problems, recipe["problem"])(**recipe.get("parameters", {})), small(recipe)
     assert script().make(tiny, tmp_path, "train")
     source = open_dataset(tmp_path / "train")
-    assert len(source) == 3 and source.targets == problem.unknowns and source.split == "train"
+    grid, inverse = script().as_grid(tiny["grid"]), is_inverse(problem)
+    names = (problem.unknowns, problem.inputs) if inverse else (problem.inputs, problem.unknowns)
+    assert len(source) == 3 and source.targets == names[1] and source.split == "train"
+    assert source.measurements == (problem.unknowns if inverse else ())
     times = tiny.get("times")
-    expected = Grid(**tiny["grid"]).shape if times is None else (2, *Grid(**tiny["grid"]).shape)
+    expected = grid.shape if times is None else (2, *grid.shape)
     for field in source.inputs + source.targets:
         values = source.read(field, range(3))
-        assert values.shape == (3, *expected) and np.isfinite(values).all() and values.std() > 0
+        assert np.isfinite(values).all() and values.std() > 0
+        assert values.ndim >= 4 if field in source.measurements else values.shape == (3, *expected)
     if times is not None:
         assert source.inputs == () and source.grid.axes[0] == "t"
-        initial = problem.sample(3, Grid(**tiny["grid"]))[problem.inputs[0]]
+        initial = problem.sample(3, grid)[problem.inputs[0]]
         np.testing.assert_allclose(source.read(problem.unknowns[0], range(3))[:, 0], initial, rtol=1e-6, atol=1e-6)
+
+
+INVERSE = [name for name, recipe in RECIPES.items() if "refine" in recipe]
+
+
+@pytest.mark.parametrize("name", INVERSE)
+def test_recipes_of_inverse_problems_test_on_a_finer_solve(name: str, tmp_path: Path) -> None:
+    recipe = RECIPES[name]
+    problem = getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))
+    assert is_inverse(problem) and set(recipe["refine"]) <= set(recipe["splits"])
+    refine = recipe["refine"]
+    assert refine.get("train", 1) < min(refine["validation"], refine["test"])
+    assert script().make(small(recipe) | {"splits": {"train": 2, "test": 2}}, tmp_path, "test")
+    source = open_dataset(tmp_path / "test")
+    assert source.attributes["refine"] == refine["test"] and source.grid == script().as_grid(small(recipe)["grid"])
+
+
+def test_every_recipe_of_an_inverse_problem_says_how_fine_its_splits_are() -> None:
+    inverse = [
+        name
+        for name, recipe in RECIPES.items()
+        if is_inverse(getattr(problems, recipe["problem"])(**recipe.get("parameters", {})))
+    ]
+    assert inverse == INVERSE
 
 
 def test_shards_make_the_same_set(tmp_path: Path) -> None:
