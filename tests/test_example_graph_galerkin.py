@@ -1,39 +1,20 @@
 """The graph Galerkin example does what it promises."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
+from test_examples import example, is_drawn
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("skfem")
 TINY = {"nodes": 150, "observations": 20, "iterations": 100, "hidden_channels": 8, "order": 3}
 
 
-def example() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "graph_galerkin_inverse.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module
-
-
-def is_drawn(path: Path) -> bool:
-    from matplotlib.image import imread
-
-    picture = imread(path)
-    return min(picture.shape[:2]) > 100 and float(np.std(picture[..., :3])) > 0.05
-
-
 def test_graph_galerkin_end_to_end(tmp_path: Path) -> None:
-    main, out = example().main, tmp_path / "run"
+    main, out = example("graph_galerkin_inverse").main, tmp_path / "run"
     ratio = main(**TINY, out=out)
     results = json.loads((out / "results.json").read_text())
     reference = results["reference"]
@@ -51,7 +32,7 @@ def test_graph_galerkin_end_to_end(tmp_path: Path) -> None:
 
 def test_gauss_newton_finds_the_minimum() -> None:
     """The gradient of the objective vanishes at what it returns, and any move away from there is worse."""
-    module = example()
+    module = example("graph_galerkin_inverse")
     task = module.draw(150, 20, 0.01, seed=1)
     _, f = module.adjoint_gauss_newton(task)
     observe = module.SparseMatrix(task.space.interpolation(task.points))
@@ -73,7 +54,7 @@ def test_gauss_newton_finds_the_minimum() -> None:
 
 
 def test_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = example()
+    module = example("graph_galerkin_inverse")
     monkeypatch.setitem(sys.modules, "skfem", None)
     with pytest.raises(ImportError, match=r"pip install 'opflow\[fem\]'"):
         module.main(**TINY, out=tmp_path / "run")
@@ -82,7 +63,7 @@ def test_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_graph_galerkin_keeps_its_promise(seed: int, tmp_path: Path) -> None:
-    ratio = example().main(seed=seed, out=tmp_path)
+    ratio = example("graph_galerkin_inverse").main(seed=seed, out=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["nodes"] >= 2000 and results["observations"] == 50
     assert max(ratio, results["eliminated"]["ratio"]) <= 1.2

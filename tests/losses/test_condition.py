@@ -33,7 +33,7 @@ METHODS = ("reverse", "taylor")
 
 
 class Wave(nn.Module):
-    """u = cos(pi t) sin(pi x) + error * (t^2 + x^3): a wave of period 2 in x, and what spoils it."""
+    """u = cos(pi t) sin(pi x) + error * (t^2 + t + x^3): a wave of period 2 in x, and what spoils it."""
 
     def __init__(self, error: float = 0.0) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_run import square
 from torch import nn
 
 from opflow.batch import Batch
@@ -16,10 +17,6 @@ from opflow.pde.derivatives.autograd import AutogradDerivatives
 from opflow.problems.burgers import Burgers
 from opflow.training import jacobian as module
 from opflow.training.jacobian import LeastSquares, jacobian
-
-
-def square(prediction, target, weight):
-    return (prediction - target).square().mean()
 
 
 def network(channels: int = 1, dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small_run import square
 from torch import nn
 
 from opflow.batch import Batch
@@ -15,10 +16,6 @@ from opflow.training.jacobian import LeastSquares
 from opflow.training.levenberg_marquardt import LevenbergMarquardt
 from opflow.training.loop import fit
 from opflow.training.quasi_newton import SelfScaledBroyden
-
-
-def square(prediction, target, weight):
-    return (prediction - target).square().mean()
 
 
 class Decay(nn.Module):
@@ -104,7 +101,7 @@ def test_rosenbrock_as_least_squares_never_rises() -> None:
 
 
 def test_a_trial_that_is_not_finite_raises_the_damping() -> None:
-    """log(p) - 2 from p = 20: the undamped step leaves the domain of the logarithm."""
+    """log(p) - 2 from p = 100: the undamped step leaves the domain of the logarithm."""
     model = nn.Module()
     model.p = nn.Parameter(torch.tensor([100.0], dtype=torch.float64))
     optimizer = LevenbergMarquardt(model.parameters(), damping=1e-8, tolerance_grad=1e-10)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from rosenbrock import closure_of, rosenbrock, start
+from small_run import square
 from torch import nn
 
 from opflow.batch import Batch
@@ -10,24 +12,6 @@ from opflow.training.checkpoint import load_checkpoint, save_checkpoint
 from opflow.training.limited_memory import LimitedMemoryBFGS
 from opflow.training.loop import fit
 from opflow.training.quasi_newton import SelfScaledBroyden
-
-
-def rosenbrock(x: torch.Tensor) -> torch.Tensor:
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
-def start(size: int) -> nn.Parameter:
-    return nn.Parameter(torch.tensor([-1.2, 1.0] * (size // 2), dtype=torch.float64))
-
-
-def closure_of(optimizer, function, x):
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = function(x)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 def test_the_direction_is_the_product_of_the_updates() -> None:
@@ -75,10 +59,6 @@ def test_pairs_outlive_a_change_of_the_objective() -> None:
     assert optimizer.report.iterations - first < first / 2
 
 
-def square(prediction, target, weight):
-    return (prediction - target).square().mean()
-
-
 def test_more_parameters_than_a_dense_method_takes_and_a_checkpoint_bit_for_bit(tmp_path) -> None:
     x = torch.rand(30, 2, generator=torch.Generator().manual_seed(0))
     batch, loss = Batch(input=x, target=x.prod(1, keepdim=True)), DataMisfit(square)
@@ -107,7 +87,7 @@ def test_more_parameters_than_a_dense_method_takes_and_a_checkpoint_bit_for_bit(
 
 
 def test_fit_takes_muon_for_matrices() -> None:
-    """torch.optim.Muon takes matrices only; the other parameters are frozen here."""
+    """torch.optim.Muon takes matrices only: layers without biases."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 16, bias=False), nn.Tanh(), nn.Linear(16, 4, bias=False))
     x = torch.rand(40, 2)

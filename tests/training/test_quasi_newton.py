@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from rosenbrock import closure_of, rosenbrock, start
+from small_run import square
 from torch import nn
 
 from opflow.batch import Batch
@@ -13,24 +15,6 @@ from opflow.training.checkpoint import load_checkpoint, save_checkpoint
 from opflow.training.loop import fit
 from opflow.training.quasi_newton import BroydenUpdate, SelfScaledBroyden
 from opflow.training.step import TrainingDiverged
-
-
-def rosenbrock(x: torch.Tensor) -> torch.Tensor:
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
-def start(size: int, dtype: torch.dtype = torch.float64) -> nn.Parameter:
-    return nn.Parameter(torch.tensor([-1.2, 1.0] * (size // 2), dtype=dtype))
-
-
-def closure_of(optimizer, function, *arguments):
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = function(*arguments)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 class Recorded(SelfScaledBroyden):
@@ -113,7 +97,8 @@ def test_rosenbrock_in_fifty_dimensions_superlinearly_and_in_few_evaluations(upd
     assert report.evaluations < 1.55 * report.iterations  # 1 of 5 is the evaluation on entry
     below = [loss for loss in losses if loss < 1e-2]
     assert len(below) < 20  # the last dozen orders of magnitude in fewer than 100 iterations
-    assert below[-1] < 1e-3 * below[-2]
+    # Five iterations gain one digit at first, and more than two at the end, whatever the rounding of a machine.
+    assert (below[-1] / below[-5]) ** 0.25 < 1e-2 < below[1] / below[0]
 
 
 def test_a_quadratic_gives_the_inverse_hessian(monkeypatch) -> None:
@@ -212,10 +197,6 @@ def test_a_loss_that_is_not_finite_on_entry_is_an_outcome(bad) -> None:
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(2, 10), nn.Tanh(), nn.Linear(10, 1)).to(dtype)
-
-
-def square(prediction, target, weight):
-    return (prediction - target).square().mean()
 
 
 def regression(dtype: torch.dtype = torch.float64) -> Batch:
