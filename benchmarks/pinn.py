@@ -49,11 +49,17 @@ def recorded(path: Path = RESULTS) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["notes"]["runs"] if path.exists() else []
 
 
+def current(path: Path = RESULTS) -> set[tuple[str, int]]:
+    """The runs and seeds on record as they would be made now."""
+    digests = {name: digest(run) for name, run in runs().items()}
+    return {(r["run"], r["seed"]) for r in recorded(path) if r["digest"] == digests.get(r["run"])}
+
+
 def missing(names: Sequence[str], seeds: Sequence[int], path: Path = RESULTS) -> list[tuple[str, int]]:
     """The runs that are not on record as they would be made now."""
-    known = {(r["run"], r["seed"], r["digest"]) for r in recorded(path)}
+    known = current(path)
     wanted = [(n, s) for n in names for s in seeds if s in runs()[n].get("seeds", SEEDS)]
-    return [(n, s) for n, s in wanted if (n, s, digest(runs()[n])) not in known]
+    return [entry for entry in wanted if entry not in known]
 
 
 def perform(name: str, seed: int) -> dict[str, Any]:
@@ -191,9 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     wanted = missing(options.rows, options.seeds)
     if options.list:
-        for name, run in runs().items():
-            seeds = [s for s in options.seeds if (name, s) not in wanted]
-            print(f"{name}: examples/{run['example']}.py, on record: seeds {seeds or 'none'}")
+        known = current()
+        for name in options.rows:
+            seeds = sorted(seed for run, seed in known if run == name)
+            print(f"{name}: examples/{runs()[name]['example']}.py, on record: seeds {seeds or 'none'}")
         return
 
     def one(entry: tuple[str, int]) -> None:

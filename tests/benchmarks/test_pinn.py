@@ -64,8 +64,20 @@ def test_runs_are_kept_by_seed_and_give_way_when_their_example_changes(tmp_path:
     changed = a_run("burgers", 2, 5e-6) | {"digest": "another text"}
     pinn.record(changed, path)
     assert [r["seed"] for r in pinn.recorded(path)] == [2]  # a median is one configuration's
-    assert pinn.missing(["burgers"], [2], path) == [("burgers", 2)]
+    assert pinn.missing(["burgers"], [2], path) == [("burgers", 2)] and pinn.current(path) == set()
     assert json.loads(path.read_text())["command"] == "python -m benchmarks.pinn"
+
+
+def test_the_list_names_what_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pinn_cpu.json"
+    pinn.record(a_run("burgers", 1, 1e-6), path)
+    monkeypatch.setattr(pinn, "current", lambda *_, known=pinn.current: known(path))
+    pinn.main(["--list", "--rows", "burgers", "burgers-discovery-noise"])
+    burgers, noise = capsys.readouterr().out.splitlines()
+    assert burgers == "burgers: examples/burgers_pinn.py, on record: seeds [1]"
+    assert noise.endswith("on record: seeds none")  # seeds that the row does not ask for are none
 
 
 def test_the_site_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
