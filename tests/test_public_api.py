@@ -22,8 +22,8 @@ SURFACE = {
     ],
     "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
     "opflow.problems": [
-        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
-        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "Pendulum", "PipeFlow", "Poisson", "RadiativeTransport", "Schroedinger",
+        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "ElectrodeTomography", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
+        "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "OpenScattering", "Pendulum", "PipeFlow", "Poisson", "RadiativeTransport", "Schroedinger",
     ],
     "opflow.pde": [
         "AutogradDerivatives", "Collocation", "CosineField", "Dirichlet", "GridDerivatives", "Initial", "Neumann", "Periodic", "Robin", "WeakForm",
@@ -32,14 +32,14 @@ SURFACE = {
     ],
     "opflow.pde.geometry": ["Ball", "Box", "Difference", "Disc", "Intersection", "Interval", "LShape", "MeshDomain", "Polygon", "SpaceTime", "Union"],
     "opflow.losses": [
-        "ConditionResidual", "DataMisfit", "DirectionLoss", "DiscreteTimeResidual", "GalerkinResidual", "LagrangianResidual", "PDEResidual",
+        "ConditionResidual", "DataMisfit", "DirectionLoss", "DiscreteTimeResidual", "GalerkinResidual", "LagrangianResidual", "PDEResidual", "challenge_score", "dice",
         "Unknown", "relative_h1", "relative_l1", "relative_l2", "warn_if_ill_posed",
     ],
     "opflow.solvers": [
         "GMRES", "AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid",
         "Reason", "SetUpOnce", "Solution", "SolverError", "implicit_solve",
     ],
-    "opflow.data": ["FieldDataset", "generate", "open_dataset", "random_subsets", "write_dataset"],
+    "opflow.data": ["FieldDataset", "generate", "open_dataset", "read_ktc", "random_subsets", "write_dataset"],
     "opflow.training": [
         "CausalWeights", "GradientNormBalance", "LevenbergMarquardt", "LimitedMemoryBFGS", "SelfScaledBroyden", "StateSelection",
         "TangentKernelBalance", "evaluate", "fit", "gauss_newton_covariance", "load_checkpoint", "save_checkpoint",

@@ -139,7 +139,8 @@ class _Run:
             return
         before, working = self.r_norm, self.active.clone()
         batch, dtype = len(self.b), self.b.dtype
-        V = [torch.where(working[:, None], self.r / before.clamp(min=torch.finfo(before.dtype).tiny)[:, None], 0)]
+        V = torch.empty(batch, m + 1, self.b.shape[1], dtype=dtype, device=self.b.device)
+        V[:, 0] = torch.where(working[:, None], self.r / before.clamp(min=torch.finfo(before.dtype).tiny)[:, None], 0)
         Z: list[Tensor] = []
         R = torch.zeros(batch, m, m, dtype=dtype, device=self.b.device)
         g = torch.zeros(batch, m + 1, dtype=dtype, device=self.b.device)
@@ -148,11 +149,11 @@ class _Run:
         count = torch.zeros_like(self.iterations)
         invariant = torch.zeros_like(working)
         for j in range(m):
-            Z.append(self.preconditioned(V[j]))
+            Z.append(self.preconditioned(V[:, j]))
             w = self.apply(Z[j])
             self.largest = torch.maximum(self.largest, _norm(w).nan_to_num())
             h = w.new_zeros(batch, j + 1)
-            basis = torch.stack(V, dim=1)  # (batch, j + 1, n)
+            basis = V[:, : j + 1]
             for _ in range(2):  # twice is enough to keep the basis orthogonal
                 part = (basis.conj() @ w[..., None])[..., 0]
                 w, h = w - (part[:, None] @ basis)[:, 0], h + part
@@ -193,7 +194,7 @@ class _Run:
             working = working & finite & ~ended & (self.r_norm > self.tolerance)
             if not bool(working.any()):
                 break
-            V.append(torch.where(working[:, None], w / torch.where(beyond > 0, beyond, 1.0)[:, None], 0))
+            V[:, j + 1] = torch.where(working[:, None], w / torch.where(beyond > 0, beyond, 1.0)[:, None], 0)
         claimed = self.r_norm <= self.tolerance
         self._combine(Z, R, g, count)
         self.r = self.b - self.apply(self.x)
