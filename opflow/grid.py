@@ -1,4 +1,4 @@
-"""Tensor-product grids: where the values of a field live."""
+"""Tensor-product grids, Cartesian and polar: where the values of a field live."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from opflow.typing import Points
 
 LAYOUTS = ("nodes", "cells", "periodic")
 AXES = ("x", "y", "z")
+POLAR = ("theta", "r")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Grid:
     - ``nodes``:    a + i h,        h = (b - a) / (n - 1)   (both endpoints included)
     - ``cells``:    a + (i + 1/2) h, h = (b - a) / n
     - ``periodic``: a + i h,        h = (b - a) / n         (b is the image of a)
+
+    Axes called theta and r are polar coordinates, and quadrature weights their r dr dtheta: see `polar`.
 
     Args:
         shape: points per axis.
@@ -81,6 +84,22 @@ class Grid:
                 raise ValueError(f"extent of axis {axis} is ({a}, {b}); give two finite numbers in increasing order.")
         for name, value in (("shape", shape), ("extent", extents), ("layout", layout), ("axes", axes)):
             object.__setattr__(self, name, value)
+        if axes == POLAR and extents[1][0] < 0:
+            raise ValueError(f"r runs from {extents[1][0]} to {extents[1][1]}; a radius is not negative.")
+
+    @staticmethod
+    def polar(n_theta: int, n_r: int, radius: float = 1.0) -> Grid:
+        """Angles in [0, 2 pi), periodic, times the middles of n_r rings of the disc of this radius: fields (..., n_theta, n_r).
+
+        >>> Grid.polar(70, 70).axes, round(float(Grid.polar(70, 70, 2.0).quadrature_weights().sum() / torch.pi), 12)
+        (('theta', 'r'), 4.0)
+        """
+        return Grid((n_theta, n_r), ((0.0, 2 * math.pi), (0.0, radius)), ("periodic", "cells"), POLAR)
+
+    @property
+    def kind(self) -> str:
+        """``polar`` if the axes are theta and r, else ``cartesian``."""
+        return "polar" if self.axes == POLAR else "cartesian"
 
     @property
     def dim(self) -> int:
@@ -116,16 +135,31 @@ class Grid:
         lines = [self.coordinates(axis, dtype=dtype, device=device) for axis in range(self.dim)]
         return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
+    def cartesian_points(
+        self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
+    ) -> Points:
+        """All points in Cartesian coordinates, (*shape, dim): of a polar grid r cos theta and r sin theta, else `points`."""
+        points = self.points(device=device)
+        if self.kind == "polar":
+            theta, r = points.unbind(-1)
+            points = torch.stack([r * theta.cos(), r * theta.sin()], dim=-1)
+        return points.to(dtype)
+
     def quadrature_weights(
         self, *, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None
     ) -> Tensor:
-        """Weights w (*shape) with sum(w f) ~ integral of f: trapezoidal on nodes, midpoint on cells, exact for kept modes on periodic axes."""
+        """Weights w (*shape) with sum(w f) ~ integral of f: trapezoidal on nodes, midpoint on cells, exact for kept modes on periodic axes.
+
+        On a polar grid the integral is that over the plane, of f r dr dtheta.
+        """
         weights = torch.ones((), dtype=torch.float64)
         for n, h, kind in zip(self.shape, self.spacing, self.layout, strict=True):
             line = torch.full((n,), h, dtype=torch.float64)
             if kind == "nodes":
                 line[0] = line[-1] = h / 2
             weights = weights[..., None] * line
+        if self.kind == "polar":
+            weights = weights * self.coordinates(1)
         return weights.to(dtype=dtype, device=device)
 
     def with_shape(self, shape: int | Sequence[int]) -> Grid:

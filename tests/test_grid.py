@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 
 import numpy as np
@@ -65,6 +66,36 @@ def test_quadrature_is_exact_where_it_says_so() -> None:
     x = grid.coordinates(0)
     for k in range(1, 9):
         assert abs(float((grid.quadrature_weights() * torch.cos(2 * torch.pi * k * x / 3)).sum())) < 1e-13
+
+
+def test_polar_grids() -> None:
+    """Integrals over the disc: exact for what is linear in r^2, of order 2 in r, spectral in theta."""
+    grid = Grid.polar(8, 5, 2.0)
+    assert grid.shape == (8, 5) and grid.axes == ("theta", "r") and grid.layout == ("periodic", "cells")
+    assert grid.kind == "polar" and Grid((8, 5)).kind == "cartesian"
+    assert grid.coordinates(1).tolist() == pytest.approx([0.2, 0.6, 1.0, 1.4, 1.8])
+    assert grid.coordinates(0)[[0, 4]].tolist() == pytest.approx([0.0, math.pi])
+    x, y = grid.cartesian_points().unbind(-1)
+    assert x[2, 3].item() == pytest.approx(0.0, abs=1e-15) and y[2, 3].item() == pytest.approx(1.4)
+    assert torch.equal(Grid((3, 4)).cartesian_points(), Grid((3, 4)).points())
+    assert grid.cartesian_points(dtype=torch.float32).dtype == torch.float32
+    assert float(grid.quadrature_weights().sum()) == pytest.approx(4 * math.pi, rel=1e-14)
+    assert abs(float((grid.quadrature_weights() * x).sum())) < 1e-14
+    errors = []
+    for n in (8, 16, 32):
+        fine = Grid.polar(8, n, 2.0)
+        x, y = fine.cartesian_points().unbind(-1)
+        errors.append(abs(float((fine.quadrature_weights() * (x + 2 * y) ** 2).sum()) - 20 * math.pi))  # 5 pi R^4 / 4
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.01) and errors[1] / errors[2] == pytest.approx(4, rel=0.01)
+
+
+def test_polar_grids_stay_polar() -> None:
+    grid = Grid.polar(8, 6)
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid != Grid.polar(8, 6, 2.0)
+    assert pickle.loads(pickle.dumps(grid)).kind == "polar"
+    assert grid.subsampled(2) == Grid.polar(4, 3) and grid.with_shape((16, 12)) == Grid.polar(16, 12)
+    with pytest.raises(ValueError, match="a radius is not negative"):
+        Grid((4, 4), extent=((0, 1), (-1, 1)), axes=("theta", "r"))
 
 
 def test_subsampling_keeps_the_domain() -> None:

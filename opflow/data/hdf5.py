@@ -161,7 +161,7 @@ def _file_image(
             name: h5py.Group(h5py.h5g.create(file.id, name.encode(), gcpl=timeless))
             for name in ("grid", "fields", "samples", *(("measurements",) if measured else ()))
         }
-        description = {"kind": "cartesian", **grid.to_json()}
+        description = {"kind": grid.kind, **grid.to_json()}
         annotate(groups["grid"], {name: encode_attribute(name, value) for name, value in description.items()})
         for axis, name in enumerate(grid.axes):
             store(groups["grid"], check_name(name, "axis"), grid.coordinates(axis).numpy(), (grid.shape[axis],))

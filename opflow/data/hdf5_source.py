@@ -58,9 +58,11 @@ def _read_header(file: Any, path: Path, file_bytes: int) -> _Header:
         raise DataError(f"{path}: group {sorted(missing)[0]!r} is missing; it is not a whole file of schema {SCHEMA}.")
     axes = link_names(file["grid"], path)
     description = {name: read_json(file["grid"], name, path) for name in ("kind", "shape", "extent", "layout", "axes")}
-    if description["kind"] != "cartesian":
-        raise DataError(f"{path}: the grid is of kind {description['kind']!r}; this version reads 'cartesian' only.")
     grid = Grid.from_json(description)
+    if description["kind"] != grid.kind:
+        raise DataError(
+            f"{path}: the grid is said to be of kind {description['kind']!r}, but its axes {list(grid.axes)} make it {grid.kind}."
+        )
     fields = check_names(link_names(file["fields"], path), "field name")
     measured: tuple[str, ...] = ()
     if "measurements" in groups:

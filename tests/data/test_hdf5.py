@@ -124,6 +124,14 @@ def test_an_open_reader_keeps_the_old_content(tmp_path):
             use()
 
 
+def test_a_polar_grid_is_read_as_one(tmp_path):
+    grid = Grid.polar(8, 9, 2.0)
+    write_dataset(tmp_path / "f.h5", fields(), grid, inputs=("a",), targets=("u",))
+    source = open_dataset(tmp_path / "f.h5")
+    assert source.grid == grid and source.grid.kind == "polar"
+    np.testing.assert_array_equal(source.read("a", range(5)), fields()["a"])
+
+
 def test_a_reader_travels_to_other_processes(tmp_path):
     source = open_dataset(write(tmp_path / "f.h5"))
     expected = source.read("u", [3, 1])
