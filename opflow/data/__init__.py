@@ -9,6 +9,9 @@ from opflow.data.dataset import FieldDataset, collate
 from opflow.data.formats import open_dataset
 from opflow.data.generate import generate
 from opflow.data.hdf5 import write_dataset
+from opflow.data.readers.ktc import TankMeasurement, read_ktc
+from opflow.data.readers.nio import read_nio
+from opflow.data.readers.openfwi import read_openfwi
 from opflow.data.schema import DataError
 from opflow.data.source import Source
 from opflow.data.statistics import ChannelStatistics, Statistics, channel_statistics
@@ -21,10 +24,14 @@ __all__ = [
     "FieldDataset",
     "Source",
     "Statistics",
+    "TankMeasurement",
     "channel_statistics",
     "collate",
     "generate",
     "open_dataset",
     "random_subsets",
+    "read_ktc",
+    "read_nio",
+    "read_openfwi",
     "write_dataset",
 ]
