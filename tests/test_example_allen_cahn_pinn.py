@@ -18,7 +18,7 @@ SHORT = {
 def test_short_training(tmp_path: Path) -> None:
     module, out = example("allen_cahn_pinn"), tmp_path / "run"
     error = module.main(**SHORT, out=out)
-    assert 0 < error < 0.6
+    assert 0 < error < 0.1  # the lift alone has 0.15
     results = json.loads((out / "results.json").read_text())
     row = results["rows"]["Allen-Cahn"]
     assert row["error"] == error and row["seconds"] > 0 and row["iterations"] == 400
@@ -32,7 +32,7 @@ def test_short_training(tmp_path: Path) -> None:
 
 def test_without_heat_evenness_and_causal_weights(tmp_path: Path) -> None:
     arguments = SHORT | {"iterations": 100, "resample_every": 100, "initial": "fixed", "causal": False, "even": False}
-    assert 0 < example("allen_cahn_pinn").main(**arguments, out=tmp_path) < 2
+    assert 0 < example("allen_cahn_pinn").main(**arguments, out=tmp_path) < 0.54  # the initial values alone have 0.56
     settings = json.loads((tmp_path / "results.json").read_text())["settings"]
     assert (settings["initial"], settings["causal"], settings["even"]) == ("fixed", False, False)
 

@@ -24,7 +24,8 @@ def test_a_short_training(tmp_path: Path) -> None:
     error = main(**tiny, out=out)
     results = json.loads((out / "results.json").read_text())
     row = results["rows"]["Schroedinger"]
-    assert row["error"] == error and 0 < error < 0.6 and row["error_of_h"] > 0 and row["seconds"] > 0
+    assert row["error"] == error and 0 < error < 0.28, "the lift alone has 0.32"
+    assert row["error_of_h"] > 0 and row["seconds"] > 0
     assert results["reference"]["error"] < 1e-3 and results["settings"]["harmonics"] == 2
     assert is_drawn(out / "fields.png") and is_drawn(out / "convergence.png")
     with pytest.raises(FileExistsError, match="already holds files"):
