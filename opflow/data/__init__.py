@@ -9,6 +9,7 @@ from opflow.data.dataset import FieldDataset, collate
 from opflow.data.formats import open_dataset
 from opflow.data.generate import generate
 from opflow.data.hdf5 import write_dataset
+from opflow.data.readers.fresnel import ScatteringMeasurement, read_fresnel
 from opflow.data.readers.ktc import TankMeasurement, read_ktc
 from opflow.data.readers.nio import read_nio
 from opflow.data.readers.openfwi import read_openfwi
@@ -22,6 +23,7 @@ __all__ = [
     "ChannelStatistics",
     "DataError",
     "FieldDataset",
+    "ScatteringMeasurement",
     "Source",
     "Statistics",
     "TankMeasurement",
@@ -30,6 +32,7 @@ __all__ = [
     "generate",
     "open_dataset",
     "random_subsets",
+    "read_fresnel",
     "read_ktc",
     "read_nio",
     "read_openfwi",
