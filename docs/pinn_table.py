@@ -45,7 +45,7 @@ def _line(entry: Mapping[str, Any]) -> list[str]:
     unit = entry["unit"]
     low, high = entry["range"]
     return [
-        f"{entry['title']} (`{entry['example']}.py`, {entry['seeds']} seeds)",
+        f"{entry['title']} (`{entry['example']}.py`, {entry['seeds']} seed{'s' * (entry['seeds'] > 1)})",
         str(entry["published"]),
         _number(entry["median"], unit),
         f"{_number(low, unit)} to {_number(high, unit)}",
