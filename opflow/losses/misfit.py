@@ -55,8 +55,8 @@ class DataMisfit(Objective):
     def residuals(self, model: nn.Module, batch: Batch | Mapping[str, Batch]) -> Tensor:
         """sqrt(w) (prediction - target), flattened: |r|^2 / 2 is the weighted least-squares misfit, whatever `misfit` is.
 
-        Of `mean_squared_error` divided by the root of their number, so that |r|^2 is the term. The weight must be >= 0 and broadcast to the target (batch, channel, *grid), or lack its last, channel axis
-        (batch, points, channel).
+        Those of `mean_squared_error` are divided by the root of their number, so that |r|^2 is the term. The weight must be >= 0
+        and broadcast to the target (batch, channel, *grid), or lack its last, channel axis (batch, points, channel).
         """
         part = self.pick(batch)
         prediction, target = self._compare(model, part)
