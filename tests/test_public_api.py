@@ -18,6 +18,7 @@ SURFACE = {
     "opflow.functional": ["explain_backend", "resample", "spectral_conv"],
     "opflow.layers": [
         "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP", "MeasurementMixing",
+        "AOLLinear", "CayleyLinear", "LipschitzFourierLayer", "LipschitzMLP", "SLLBlock", "SandwichLayer",
         "HardConstraint", "HardInitial", "Normalized", "Normalizer", "PODTrunk", "PeriodicFeatures", "ResidualGateMLP", "SpectralConv",
     ],
     "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
@@ -44,7 +45,7 @@ SURFACE = {
         "CausalWeights", "GradientNormBalance", "LevenbergMarquardt", "LimitedMemoryBFGS", "SelfScaledBroyden", "StateSelection",
         "TangentKernelBalance", "evaluate", "fit", "gauss_newton_covariance", "load_checkpoint", "save_checkpoint",
     ],
-    "opflow.inversion": ["Estimate", "GaussianPrior", "Outcome", "gauss_newton"],
+    "opflow.inversion": ["Estimate", "GaussianPrior", "LinearisedReconstruction", "Outcome", "gauss_newton", "segment_conductivity"],
     "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip
 

@@ -13,6 +13,14 @@ from opflow.layers.graph_conv import ChebyshevConv, scaled_laplacian
 from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
 from opflow.layers.hard_initial import HardInitial
 from opflow.layers.heat_series import HeatSeries
+from opflow.layers.lipschitz import (
+    AOLLinear,
+    CayleyLinear,
+    LipschitzFourierLayer,
+    LipschitzMLP,
+    SandwichLayer,
+    SLLBlock,
+)
 from opflow.layers.local_conv import LocalConv
 from opflow.layers.measurement_mixing import MeasurementMixing
 from opflow.layers.mlp import MLP, ChannelLinear, ChannelMLP
@@ -28,9 +36,11 @@ from opflow.layers.spectral_decoder import SpectralDecoder
 
 __all__ = [
     "MLP",
+    "AOLLinear",
     "BandLimitedResampler",
     "BoxCoordinates",
     "BranchTrunk",
+    "CayleyLinear",
     "ChannelLinear",
     "ChannelMLP",
     "ChebyshevConv",
@@ -49,6 +59,8 @@ __all__ = [
     "HardInitial",
     "HeatSeries",
     "ImageEncoder",
+    "LipschitzFourierLayer",
+    "LipschitzMLP",
     "LocalConv",
     "MeasurementMixing",
     "MultigridConv",
@@ -59,6 +71,8 @@ __all__ = [
     "RememberedFunction",
     "ResidualGateBlock",
     "ResidualGateMLP",
+    "SLLBlock",
+    "SandwichLayer",
     "SensorEncoder",
     "SideEncoder",
     "SoftGate",

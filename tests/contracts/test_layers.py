@@ -17,29 +17,50 @@ from opflow.fourier import resample
 from opflow.grid import Grid
 from opflow.layers import (
     MLP,
+    AOLLinear,
     BoxCoordinates,
     BranchTrunk,
+    CayleyLinear,
     ChannelLinear,
     ChannelMLP,
     DerivativeConv,
     DomainPadding,
     DownSampler,
+    FlatEncoder,
     FourierAttention,
     FourierFeatures,
     FourierLayer,
     FunctionNorm,
     GalerkinAttention,
     GridEmbedding,
+    ImageEncoder,
+    LipschitzFourierLayer,
+    LipschitzMLP,
     LocalConv,
+    MeasurementMixing,
     MultigridConv,
     Normalized,
     Normalizer,
+    SandwichLayer,
+    SensorEncoder,
+    SLLBlock,
     SoftGate,
     SpectralConv,
     SpectralDecoder,
     TransformerLayer,
 )
-from opflow.models import FNO, DeepONet, GalerkinTransformer, LocalFNO, MgNO, Rollout, UNet
+from opflow.models import (
+    FNO,
+    NIO,
+    DeepONet,
+    EncoderDecoder,
+    GalerkinTransformer,
+    LocalFNO,
+    MgNO,
+    Rollout,
+    StackedDeepONet,
+    UNet,
+)
 
 
 @dataclass
@@ -77,6 +98,24 @@ class AsChannels(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x.unsqueeze(1)).squeeze(1)
+
+
+class AsVectors(nn.Module):
+    """A map of (batch, ...) to (batch, features) as one to one point."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x).unsqueeze(1)
+
+
+def small_nio(**options) -> NIO:
+    return NIO.build(
+        (16,), 1, Grid((6, 5), layout=("nodes", "cells")), 3, features=4, fields=2, basis=3, mixer=(4,), trunk=(4,), n_modes=4,
+        n_layers=1, **options,
+    )  # fmt: skip
 
 
 def pod_deeponet() -> DeepONet:
@@ -175,6 +214,12 @@ CASES = [
     Case("LocalConv3d", lambda: LocalConv(2, 2, 1.0, dim=3, layout="cells", extent=(-1, 1)), (1, 2, 6, 7, 6), 2),
     Case("DerivativeConv1d", lambda: DerivativeConv(2, 3, dim=1, layout="nodes", second=True), (2, 2, 6), 3),
     Case("DerivativeConv2d", lambda: DerivativeConv(2, 3, 0.2, dim=2, accuracy=4), (2, 2, 7, 6), 3),
+    Case("SandwichLayer", lambda: SandwichLayer(2, 3), (2, 7, 2), 3, channel_axis=-1),
+    Case("CayleyLinear", lambda: CayleyLinear(2, 3), (2, 7, 2), 3, channel_axis=-1),
+    Case("AOLLinear", lambda: AOLLinear(2, 3), (2, 7, 2), 3, channel_axis=-1),
+    Case("SLLBlock", lambda: SLLBlock(2, 3), (2, 7, 2), 2, channel_axis=-1),
+    Case("LipschitzMLP", lambda: LipschitzMLP((2, 4, 3), lipschitz=2.0), (2, 7, 2), 3, channel_axis=-1),
+    Case("LipschitzFourierLayer", lambda: LipschitzFourierLayer(2, 3, (4, 5)), (2, 2, 9, 8), 3),
     Case("FunctionNorm", lambda: FunctionNorm(4, 2, ("nodes", "periodic"), dim=2), (2, 4, 7, 6), 4),
     Case("DownSampler", lambda: DownSampler(2, 5, 1.0), (2, 2, 7, 6), 5),
     Case(
@@ -271,6 +316,60 @@ CASES = [
         ),
         (2, 1, 13, 12),
         2,
+    ),
+    Case(
+        "MeasurementMixing",
+        lambda: AsVectors(MeasurementMixing(3, queries=2)),
+        (2, 4, 3),
+        12,
+        channel_axis=-1,
+        points=1,
+    ),
+    Case(
+        "SensorEncoder",
+        lambda: AsVectors(SensorEncoder(2, 16, 3, (4, 4), kernel_size=3)),
+        (3, 2, 16),
+        3,
+        points=1,
+    ),
+    Case("FlatEncoder", lambda: AsVectors(FlatEncoder(2, (4, 3), 3, (4,))), (3, 2, 4, 3), 3, points=1),
+    Case("ImageEncoder", lambda: AsVectors(ImageEncoder(1, (20, 7), 3, (2, 3))), (3, 1, 20, 7), 3, points=1),
+    Case(
+        "NIO",
+        lambda: Given(
+            small_nio(encoder_channels=(3, 3), descriptors=[[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]), torch.rand(7, 2)
+        ),
+        (2, 3, 1, 16),
+        1,
+        channel_axis=2,
+        points=7,
+    ),
+    Case(
+        "NIOWithoutDescriptors",
+        lambda: Given(small_nio(encoder="perceptron", pooling=("mean",), positive=False), torch.rand(2, 7, 2)[:1]),
+        (2, 3, 1, 16),
+        1,
+        channel_axis=2,
+        points=7,
+    ),
+    Case(
+        "StackedDeepONet",
+        lambda: Given(StackedDeepONet.build(3, (5,), 2, Grid(6), basis=3, branch=(4,), trunk=(4,)), torch.rand(7, 1)),
+        (2, 3, 2, 5),
+        1,
+        channel_axis=2,
+        points=7,
+    ),
+    Case(
+        "EncoderDecoder",
+        lambda: Given(
+            EncoderDecoder.build(3, (9,), 1, Grid((6, 7)), channels=(3, 3), features=4, decoder_channels=(3, 2)),
+            torch.rand(7, 2),
+        ),
+        (2, 3, 1, 9),
+        1,
+        channel_axis=2,
+        points=7,
     ),
     Case(
         "Rollout",
