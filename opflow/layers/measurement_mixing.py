@@ -98,6 +98,15 @@ def as_poolings(pooling: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def check_measurements(y: Tensor, like: Tensor, owner: str) -> None:
+    """Raise unless y may be measurements (batch, L, channel, *sensors) for a model with parameters such as `like`."""
+    if y.ndim < 4 or y.shape[1] < 1:
+        raise ValueError(
+            f"the measurements have shape {tuple(y.shape)} but {owner} expects (batch, L, channel, *sensors), L >= 1."
+        )
+    check_placement(y, like, owner, "measurements")
+
+
 def as_kept(mask: Tensor | None, f: Tensor) -> Tensor | None:
     """A mask (batch, L) with as many axes as the measurements f (batch, L, ...); every sample must keep one.
 

@@ -57,6 +57,7 @@ class SensorEncoder(nn.Module):
             n = -(-n // 2)
         self.linear = nn.Linear(widths[-1] * n, features)
         self.activation = nn.GELU()
+        keep_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channel, sensors) -> (n, features)"""
@@ -135,6 +136,7 @@ class ImageEncoder(nn.Module):
             t, r, width = -(-t // 2), -(-r // 2), new
         self.convs = nn.Sequential(*layers)
         self.linear = nn.Linear(width * t * r, features)
+        keep_size(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channel, times, receivers) -> (n, features)"""
@@ -177,6 +179,15 @@ class SideEncoder(nn.Module):
         """(n, channel, sensors) -> (n, features)"""
         check_measurement(x, self.in_channels, (self.sensors,), self.linear.weight, "SideEncoder")
         return self.linear(self.convs(x.unflatten(-1, (4, -1))).flatten(1))
+
+
+def keep_size(encoder: nn.Module) -> None:
+    """Weights of convolutions with which values keep their size from layer to layer (He et al. 2015): nothing else does, without norms."""
+    for part in encoder.modules():
+        if isinstance(part, nn.Conv1d | nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 def check_measurement(x: Tensor, channels: int, sensors: tuple[int, ...], like: Tensor, owner: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opflow.grid import Grid
-from opflow.layers.measurement_mixing import as_kept
+from opflow.layers.measurement_mixing import as_kept, check_measurements
 from opflow.layers.point_interpolation import interpolate
 from opflow.layers.sensor_encoder import ImageEncoder, SensorEncoder
 from opflow.models.output_scale import OutputScale
@@ -42,7 +42,7 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, measurements: Tensor, coords: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """measurements (batch, L, channel, *sensors), mask (batch, L) -> fields (batch, 1, *grid), or (batch, points, 1) at coords"""
-        field = self.scale.field(self.decoder(self.encoder(stacked(self.scale.measurements(measurements), mask))))
+        field = self.scale.field(self.decoder(self.encoder(stacked(measurements, mask, self.scale, "EncoderDecoder"))))
         return field if coords is None else interpolate(field, self.grid, coords)
 
     @classmethod
@@ -111,9 +111,10 @@ class GridDecoder(nn.Module):
         return self.last(v)
 
 
-def stacked(measurements: Tensor, mask: Tensor | None) -> Tensor:
-    """(batch, L, channel, *sensors) -> (batch, L channel, *sensors), zero where the mask is False."""
+def stacked(measurements: Tensor, mask: Tensor | None, scale: OutputScale, owner: str) -> Tensor:
+    """(batch, L, channel, *sensors) -> (batch, L channel, *sensors) in units of their size, zero where the mask is False."""
+    check_measurements(measurements, scale.size, owner)
     kept = as_kept(mask, measurements)
     if kept is not None:
         measurements = measurements.where(kept, measurements.new_zeros(()))
-    return measurements.flatten(1, 2)
+    return scale.measurements(measurements).flatten(1, 2)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk
 from opflow.layers.coordinates import BoxCoordinates
-from opflow.layers.measurement_mixing import POOLINGS, MeasurementMixing
+from opflow.layers.measurement_mixing import POOLINGS, MeasurementMixing, as_kept, check_measurements
 from opflow.layers.mlp import MLP
 from opflow.layers.point_interpolation import interpolate
 from opflow.layers.sensor_encoder import FlatEncoder, ImageEncoder, SensorEncoder, SideEncoder
@@ -96,11 +96,10 @@ class NIO(nn.Module):
             held_out: handed to a reconstruction that takes it, see `KernelRidge`; for training.
             shape: of another grid on the same domain for the output.
         """
-        self._check(measurements, mask)
-        if mask is not None:
-            measurements = measurements.where(
-                mask.view(*mask.shape, *[1] * (measurements.ndim - 2)), measurements.new_zeros(())
-            )
+        check_measurements(measurements, self.scale.size, "NIO")
+        kept = as_kept(mask, measurements)
+        if kept is not None:
+            measurements = measurements.where(kept, measurements.new_zeros(()))
         batch, L = measurements.shape[:2]
         features = self.encoder(self.scale.measurements(measurements).flatten(0, 1)).unflatten(0, (batch, L))
         if self.embedding is not None:
@@ -145,16 +144,6 @@ class NIO(nn.Module):
                 f"descriptors have shape {tuple(given.shape)} for {L} measurements; expected (L, d) or (batch, L, d)."
             )
         return given
-
-    def _check(self, measurements: Tensor, mask: Tensor | None) -> None:
-        if measurements.ndim < 4:
-            raise ValueError(
-                f"the measurements have shape {tuple(measurements.shape)}; NIO expects (batch, L, channel, *sensors)."
-            )
-        if mask is not None and tuple(mask.shape) != tuple(measurements.shape[:2]):
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; expected {tuple(measurements.shape[:2])}, (batch, L)."
-            )
 
     @classmethod
     def build(

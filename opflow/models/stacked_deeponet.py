@@ -44,7 +44,7 @@ class StackedDeepONet(nn.Module):
 
     def forward(self, measurements: Tensor, coords: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """measurements (batch, L, channel, *sensors), mask (batch, L) -> fields (batch, 1, *grid), or (batch, points, 1) at coords"""
-        y = stacked(self.scale.measurements(measurements), mask).flatten(1)
+        y = stacked(measurements, mask, self.scale, "StackedDeepONet").flatten(1)
         points = self.grid.points(dtype=y.dtype, device=y.device).flatten(0, -2) if coords is None else coords
         field = self.scale.field(self.combine(self.branch(y), self.trunk(points)))
         return field[..., None] if coords is not None else field.view(-1, 1, *self.grid.shape)
