@@ -2,6 +2,17 @@
 
 from opflow.inversion.estimate import Estimate, Outcome
 from opflow.inversion.gauss_newton import gauss_newton
+from opflow.inversion.linearised import LinearisedReconstruction, smoothness_penalty
 from opflow.inversion.prior import GaussianPrior
+from opflow.inversion.segmentation import otsu_thresholds, segment_conductivity
 
-__all__ = ["Estimate", "GaussianPrior", "Outcome", "gauss_newton"]
+__all__ = [
+    "Estimate",
+    "GaussianPrior",
+    "LinearisedReconstruction",
+    "Outcome",
+    "gauss_newton",
+    "otsu_thresholds",
+    "segment_conductivity",
+    "smoothness_penalty",
+]

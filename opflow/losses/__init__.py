@@ -18,6 +18,7 @@ from opflow.losses.norms import (
 from opflow.losses.objective import Objective, total
 from opflow.losses.observation_misfit import ObservationMisfit
 from opflow.losses.residual import PDEResidual
+from opflow.losses.segmentation_score import challenge_score, dice
 from opflow.losses.unknown import Unknown
 from opflow.losses.well_posed import warn_if_ill_posed
 
@@ -35,6 +36,8 @@ __all__ = [
     "PDEResidual",
     "PointObservations",
     "Unknown",
+    "challenge_score",
+    "dice",
     "mean_squared_error",
     "relative_errors",
     "relative_h1",

@@ -1,11 +1,13 @@
 """Problems: equations with their inputs, their unknowns and a classical solver."""
 
+from opflow.problems.acoustic_waveform import AcousticWaveform
 from opflow.problems.advection import Advection
 from opflow.problems.allen_cahn import AllenCahn
 from opflow.problems.antiderivative import Antiderivative
 from opflow.problems.burgers import Burgers
 from opflow.problems.darcy import Darcy
 from opflow.problems.diffusion_reaction import DiffusionReaction
+from opflow.problems.disc_tomography import DiscTomography
 from opflow.problems.electrode_calibration import Calibration, calibrate
 from opflow.problems.electrode_tomography import ElectrodeTomography
 from opflow.problems.elliptic_operators import EllipticOperators
@@ -25,6 +27,7 @@ from opflow.problems.schroedinger import Schroedinger
 from opflow.problems.tank_phantoms import TankPhantoms
 
 __all__ = [
+    "AcousticWaveform",
     "Advection",
     "AllenCahn",
     "Antiderivative",
@@ -32,6 +35,7 @@ __all__ = [
     "Calibration",
     "Darcy",
     "DiffusionReaction",
+    "DiscTomography",
     "ElectrodeTomography",
     "EllipticOperators",
     "FitzHughNagumo",

@@ -1,0 +1,131 @@
+"""Random inclusions of a water tank: circles, ellipses, polygons and bars, that conduct better or worse than the water."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("circle", "ellipse", "polygon", "bar")
+OUTLINE = 48  # points of an outline
+ATTEMPTS = 60  # to place one inclusion
+REACH = 0.95  # inclusions keep to this share of the radius
+APART = 0.06  # and this far from each other, in radii
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TankPhantoms:
+    """A law of piecewise constant conductivities in the unit disc, as ratios to the water's.
+
+    1 to `most` inclusions, disjoint and inside of 0.95 radii, each a circle (radius 0.14 to 0.4), an ellipse (longer half-axis 0.18 to 0.5,
+    ratio 0.4 to 0.85), a star-shaped polygon of 3 to 6 corners (0.18 to 0.5 from its centre) or a bar (half-length 0.28 to 0.75, half-width
+    0.07 to 0.17). Each is resistive or conductive with probability 1/2, its ratio log-uniform in `resistive` or `conductive`.
+
+    Attributes:
+        most: inclusions of one phantom.
+        resistive, conductive: intervals of ratios, below and above 1.
+
+    >>> import numpy as np
+    >>> law = TankPhantoms()
+    >>> inclusions = law.draw(np.random.default_rng(0))
+    >>> bool((law.ratio(inclusions, np.array([[0.99, 0.0]])) == 1).all())  # water at the wall
+    True
+    """
+
+    most: int = 3
+    resistive: tuple[float, float] = (0.001, 0.1)
+    conductive: tuple[float, float] = (10.0, 500.0)
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise ValueError(f"most is {self.most}; a phantom has at least one inclusion.")
+        for name, (low, high), fits in (
+            ("resistive", self.resistive, self.resistive[1] < 1),
+            ("conductive", self.conductive, self.conductive[0] > 1),
+        ):
+            if not (0 < low <= high and fits):
+                raise ValueError(
+                    f"{name} is ({low}, {high}); expected an increasing interval of positive ratios, resistive below 1 and conductive above."
+                )
+
+    def draw(self, generator: np.random.Generator) -> list[Inclusion]:
+        """The inclusions of one phantom; one that finds no room is left out."""
+        found: list[Inclusion] = []
+        for _ in range(int(generator.integers(1, self.most + 1))):
+            low, high = self.resistive if generator.random() < 0.5 else self.conductive
+            ratio = float(np.exp(generator.uniform(np.log(low), np.log(high))))
+            for _ in range(ATTEMPTS):
+                shape = _shape(KINDS[generator.integers(len(KINDS))], generator)
+                centre = np.sqrt(generator.random()) * REACH * _direction(generator.uniform(0, 2 * np.pi))
+                new = Inclusion(centre + shape, ratio)
+                if np.hypot(*new.outline.T).max() <= REACH and not any(_too_near(new, other) for other in found):
+                    found.append(new)
+                    break
+        return found
+
+    def ratio(self, inclusions: Sequence[Inclusion], points: Points) -> NDArray[np.float64]:
+        """The conductivity over the water's at points (n, 2) of the unit disc, (n,)."""
+        values = np.ones(len(points))
+        for inclusion in inclusions:
+            values[inclusion.contains(points)] = inclusion.ratio
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Inclusion:
+    """The inside of a closed polygon, its outline (n, 2), of one conductivity ratio."""
+
+    outline: Points
+    ratio: float
+
+    def contains(self, points: Points) -> NDArray[np.bool_]:
+        """Whether points (n, 2) lie inside: a ray to the right crosses the outline an odd number of times."""
+        inside = np.zeros(len(points), dtype=bool)
+        near = np.flatnonzero(
+            ((points >= self.outline.min(0)) & (points <= self.outline.max(0))).all(1)  # most points are elsewhere
+        )
+        x, y = points[near, :1], points[near, 1:]
+        (ax, ay), (bx, by) = self.outline.T, np.roll(self.outline, -1, 0).T
+        crosses = (ay <= y) != (by <= y)
+        at = ax + (y - ay) * (bx - ax) / np.where(by == ay, 1.0, by - ay)
+        inside[near] = (crosses & (x < at)).sum(1) % 2 == 1
+        return inside
+
+
+def _direction(angle: float | NDArray[np.float64]) -> Points:
+    return np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+def _shape(kind: str, generator: np.random.Generator) -> Points:
+    """An outline about the origin."""
+    turn = generator.uniform(0, 2 * np.pi)
+    if kind in ("circle", "ellipse"):
+        size = generator.uniform(0.14, 0.4) if kind == "circle" else generator.uniform(0.18, 0.5)
+        half_axes = size * np.array([1.0, 1.0 if kind == "circle" else generator.uniform(0.4, 0.85)])
+        outline = half_axes * _direction(np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False))
+    elif kind == "polygon":
+        corners = int(generator.integers(3, 7))
+        angles = 2 * np.pi / corners * (np.arange(corners) + generator.uniform(-0.25, 0.25, corners))
+        distances = generator.uniform(0.18, 0.5) * generator.uniform(0.65, 1.0, (corners, 1))
+        outline = _along(distances * _direction(angles))
+    else:
+        half = np.array([generator.uniform(0.28, 0.75), generator.uniform(0.07, 0.17)])
+        outline = _along(half * np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]))
+    cosine, sine = np.cos(turn), np.sin(turn)
+    return outline @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def _along(corners: Points) -> Points:
+    """About OUTLINE points of a polygon's sides, its corners among them."""
+    share = np.linspace(0, 1, OUTLINE // len(corners), endpoint=False)[:, None]
+    return np.concatenate([a + share * (b - a) for a, b in zip(corners, np.roll(corners, -1, 0), strict=True)])
+
+
+def _too_near(a: Inclusion, b: Inclusion) -> bool:
+    """Whether two inclusions meet, or nearly."""
+    distances = np.linalg.norm(a.outline[:, None] - b.outline, axis=-1)
+    return bool(distances.min() < APART or a.contains(b.outline).any() or b.contains(a.outline).any())
