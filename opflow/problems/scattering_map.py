@@ -14,6 +14,10 @@ from opflow.solvers.gmres import GMRES
 from opflow.solvers.lippmann_schwinger import LippmannSchwinger, VolumePotential, free_space_green
 
 MOST_NUMBERS = 1 << 24  # complex, of a solve's Krylov vectors at once
+MOST_ELIMINATED, FEWEST_ELIMINATED = (
+    1000,
+    4,
+)  # cells of a target, and waves, for which elimination takes less time than iteration
 RANK_TOLERANCE = 1e-13  # singular values of what receivers see, left out below this share of the largest
 
 
@@ -91,11 +95,27 @@ class _Band:
         columns = right.flatten(0, 1)
         owners = torch.arange(len(q)).repeat_interleave(right.shape[1])
         at_once = max(1, MOST_NUMBERS // (method.restart * q[0].numel())) if len(q) else 1
+        guess = torch.cat([self._guess(a, b) for a, b in zip(q, right, strict=True)]) if len(q) else columns
         found = [
-            method.solve(LippmannSchwinger(q[mine], self.potential), b.contiguous()).x
-            for b, mine in zip(columns.split(at_once), owners.split(at_once), strict=True)
+            method.solve(LippmannSchwinger(q[mine], self.potential), b.contiguous(), x0).x
+            for b, mine, x0 in zip(*(t.split(at_once) for t in (columns, owners, guess)), strict=True)
         ]
         return (torch.cat(found) if found else columns).view(right.shape)
+
+    def _guess(self, q: Tensor, right: Tensor) -> Tensor:
+        """Where a small target is hit by several waves, the solution by elimination among its own cells; else what comes in.
+
+        x = right + k^2 V (q x) holds everywhere as soon as it holds where q is not zero. The iteration then only checks the residual.
+        """
+        cells = q.flatten().nonzero()[:, 0]
+        if not 0 < len(cells) <= MOST_ELIMINATED or len(right) < FEWEST_ELIMINATED:
+            return right
+        k2q = self.potential.wavenumber**2 * q
+        matrix = torch.eye(len(cells), dtype=right.dtype) - self.potential.between(cells) * k2q.flatten()[cells]
+        inside = torch.linalg.solve(matrix, right.flatten(1)[:, cells].T).T
+        source = torch.zeros_like(right).flatten(1)
+        source[:, cells] = k2q.flatten()[cells] * inside
+        return right + self.potential(source.view(right.shape))
 
     def total(self, q: Tensor) -> Tensor:
         """u (n, L, *grid)"""

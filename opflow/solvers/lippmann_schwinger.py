@@ -64,12 +64,19 @@ class VolumePotential:
         kernel = np.fft.ifft2(_truncated_symbol(np.hypot(waves[0][:, None], waves[1]), wavenumber, radius))
         # Only differences of two cells of the rectangle are ever asked for.
         rows, columns = (np.r_[0:n, -n:0] for n in grid.shape)
-        self.symbol = torch.from_numpy(np.fft.fft2(kernel[np.ix_(rows, columns)]))
+        self.kernel = torch.from_numpy(np.ascontiguousarray(kernel[np.ix_(rows, columns)]))
+        self.symbol = torch.fft.fft2(self.kernel)
 
     def __call__(self, f: Tensor) -> Tensor:
         """(..., *grid) -> (..., *grid), complex128"""
         padded = torch.fft.fft2(f, s=self.symbol.shape)
         return torch.fft.ifft2(padded * self.symbol.to(f.device))[..., : self.shape[0], : self.shape[1]]
+
+    def between(self, cells: Tensor) -> Tensor:
+        """The matrix (m, m) of V among some cells, given by their numbers (m,) in row-major order."""
+        row, column = cells // self.shape[1], cells % self.shape[1]
+        height, width = self.kernel.shape
+        return self.kernel.to(cells.device)[(row[:, None] - row) % height, (column[:, None] - column) % width]
 
 
 def _truncated_symbol(s: NDArray[np.float64], k: float, radius: float) -> NDArray[np.complex128]:
@@ -127,4 +134,5 @@ class LippmannSchwinger(LinearOperator):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The operator of another contrast."""
-        return LippmannSchwinger(*tensors, potential=self.potential)
+        (q,) = tensors
+        return LippmannSchwinger(q, self.potential)

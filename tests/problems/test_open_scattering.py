@@ -280,3 +280,12 @@ def test_bad_inputs_are_refused() -> None:
         problem.observe({"contrast": q}, grid=problem.grid(9))
     with pytest.raises(ValueError, match="one sample"):
         problem.forward(problem.grid(8)).linearise(q, q)
+
+
+def test_elimination_among_few_cells_is_the_same_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_with(wavenumbers=(9.0,))
+    grid = problem.grid(20)
+    q = problem.sample(2, grid)["contrast"]
+    directly = problem.forward(grid, rtol=1e-12)(q)
+    monkeypatch.setattr("opflow.problems.scattering_map.MOST_ELIMINATED", 0)
+    torch.testing.assert_close(problem.forward(grid, rtol=1e-12)(q), directly, rtol=1e-9, atol=1e-11)
