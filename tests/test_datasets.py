@@ -36,7 +36,7 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
     recipe = copy.deepcopy(recipe)
     grid = recipe["grid"]
     if grid.get("kind") == "polar":
-        grid |= {"n_theta": 16, "n_r": 9}
+        grid |= {"n_theta": 36, "n_r": 9}
     else:
         layout = grid.get("layout", "nodes")
         layouts = [layout] * len(grid["shape"]) if isinstance(layout, str) else layout
