@@ -34,8 +34,8 @@ def plot_fields(
 ) -> Figure:
     """One row a sample: input, reference, prediction, and the signed error on a scale of its own.
 
-    Fields of two axes are images, the prediction on the reference's colour scale; functions of one axis are curves, the
-    prediction over the reference.
+    Fields of two axes are images, the prediction on the reference's colour scale, and discs if the grid is polar; functions of
+    one axis are curves, the prediction over the reference.
 
     Args:
         rows: for each sample its named fields, (nx, ny) or (nx,); a row may have a resolution of its own, and its input one too.
@@ -56,8 +56,9 @@ def plot_fields(
                 "reference and prediction of one shape."
             )
         error = fields[prediction] - fields[reference]
-        size = np.linalg.norm(fields[reference])
-        relative = np.linalg.norm(error) / size if size > 0 else np.nan
+        weight = 1.0 if grid.kind == "cartesian" else grid.with_shape(error.shape).quadrature_weights().numpy() ** 0.5
+        size = np.linalg.norm(weight * fields[reference])
+        relative = np.linalg.norm(weight * error) / size if size > 0 else np.nan
         said = f"error (relative L2 {relative:{'.1e' if relative < 1e-3 else '.2%'}})"
         if grid.dim == 1:
             _lines(axes[i], grid, fields, error, (input, reference, prediction, said))
@@ -218,7 +219,17 @@ def _lines(axes: Any, grid: Grid, fields: Mapping[str, Any], error: Any, names: 
 
 
 def _image(axis: Any, field: Any, grid: Grid, style: Mapping[str, Any]) -> Any:
-    """A field (nx, ny): indexed [x, y], where pictures have y upwards."""
+    """A field (nx, ny): indexed [x, y], where pictures have y upwards; on a polar grid a disc, every cell in its place."""
+    if grid.kind == "polar":
+        own = grid.with_shape(field.shape)
+        angles, radii = (
+            low + (np.arange(n + 1) - (0.5 if layout == "periodic" else 0.0)) * h
+            for n, h, layout, (low, _) in zip(own.shape, own.spacing, own.layout, own.extent, strict=True)
+        )
+        x, y = np.cos(angles)[:, None] * radii, np.sin(angles)[:, None] * radii
+        axis.set(aspect="equal", xticks=[], yticks=[])
+        axis.set_frame_on(False)
+        return axis.pcolormesh(x, y, field, shading="flat", rasterized=True, **style)
     (left, right), (bottom, top) = grid.extent
     axis.set_xlabel(grid.axes[0])
     axis.set_ylabel(grid.axes[1])

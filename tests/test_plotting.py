@@ -54,6 +54,26 @@ def test_panels_hold_the_fields_with_the_first_axis_to_the_right() -> None:
     assert [axis.get_title() for axis in panels(figure)[:3]] == ["permeability", "pressure", "prediction"]
 
 
+def test_polar_fields_are_discs() -> None:
+    """Every cell where it is in the plane; the error is weighed by area."""
+    grid = Grid.polar(6, 4, 2.0)
+    field = torch.arange(24.0).view(6, 4)
+    row = {"permeability": field, "pressure": torch.ones(6, 4), "prediction": torch.ones(6, 4)}
+    row["prediction"] = row["prediction"] + 0.5 * torch.tensor([0.0, 0.0, 0.0, 1.0])  # on 7/16 of the area
+    figure = draw([row], grid)
+    mesh = figure.axes[0].collections[0]
+    np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(6, 4), field)
+    corners = mesh.get_coordinates()  # (7, 5, 2)
+    middle = (corners[1:, 1:] + corners[1:, :-1] + corners[:-1, 1:] + corners[:-1, :-1]) / 4
+    assert np.abs(np.linalg.norm(corners, axis=-1).max() - 2) < 1e-12
+    expected = grid.cartesian_points().numpy()
+    assert (
+        np.abs(np.arctan2(middle[..., 1], middle[..., 0]) - np.arctan2(expected[..., 1], expected[..., 0]))[:3].max()
+        < 1e-12
+    )
+    assert f"relative L2 {0.5 * math.sqrt(7 / 16):.2%}" in figure.axes[3].get_title()
+
+
 def test_small_errors_are_not_said_to_be_zero() -> None:
     row = sample()
     for factor, said in ((1.02, "error (relative L2 2.00%)"), (1 + 2e-6, "error (relative L2 2.0e-06)")):
