@@ -51,6 +51,8 @@ class LinearisedReconstruction:
         R = torch.eye(J.shape[1], dtype=J.dtype, device=J.device) if penalty is None else penalty.to(J)
         if R.shape != (J.shape[1], J.shape[1]):
             raise ValueError(f"the penalty has shape {tuple(R.shape)}; expected {(J.shape[1], J.shape[1])}.")
+        if not float(R.trace()) > 0:
+            raise ValueError(f"the penalty has the trace {float(R.trace()):g}, so that it is not positive definite.")
         self.levels = tuple(float(level) for level in levels)
         self.weight = 1 / deviation
         self._unwanted = J.new_zeros(len(J), 0)

@@ -92,34 +92,41 @@ class CompleteElectrodeModel:
                 columns.append(column)
                 values.append(value)
                 parameters.append(np.full(len(value), cells + e))
-        self._assemble(
-            np.concatenate(rows), np.concatenate(columns), np.concatenate(values), np.concatenate(parameters)
-        )
+        self._parts = tuple(np.concatenate(part) for part in (rows, columns, values, parameters))
+        # Factors fill least in an order that the pattern alone decides: it is looked for once, and entries are placed in it.
+        self._place = np.arange(n + count - 1)
+        self._assemble()
+        self._place = self._factors(np.ones(cells), np.full(count, 1.0), "MMD_AT_PLUS_A").perm_c
+        self._assemble()
 
-    def _assemble(self, rows: Any, columns: Any, values: Array, parameters: Any) -> None:
-        """The pattern of the matrix, once, and the sparse map from the parameters to its entries."""
+    def _assemble(self) -> None:
+        """The pattern of the matrix, and the sparse map from the parameters to its entries."""
         from scipy.sparse import csr_array
 
-        n = len(self.points) + len(self.electrodes) - 1
-        places, entry = np.unique(columns * n + rows, return_inverse=True)
+        rows, columns, values, parameters = self._parts
+        n = len(self._place)
+        places, entry = np.unique(self._place[columns].astype(np.int64) * n + self._place[rows], return_inverse=True)
         self._indices, self._pointers = places % n, np.searchsorted(places // n, np.arange(n + 1))
         self._entries = csr_array(
             (values, (entry, parameters)), shape=(len(places), len(self.triangles) + len(self.electrodes))
         )
 
-    def state(self, conductivity: Array, impedances: Array) -> ElectrodeState:
-        """Potentials and resistances for sigma (n_cells,) and z (electrodes,), both positive."""
+    def _factors(self, conductivity: Array, impedances: Array, order: str) -> Any:
         from scipy.sparse import csc_array
         from scipy.sparse.linalg import splu
 
-        n, free = len(self.points), len(self.electrodes) - 1
+        n = len(self._place)
         entries = self._entries @ np.concatenate([conductivity, 1 / impedances])
-        matrix = csc_array((entries, self._indices, self._pointers), shape=(n + free, n + free))
+        matrix = csc_array((entries, self._indices, self._pointers), shape=(n, n))
         # Symmetric and positive definite: the diagonal is a stable pivot.
-        factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        return splu(matrix, permc_spec=order, diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+
+    def state(self, conductivity: Array, impedances: Array) -> ElectrodeState:
+        """Potentials and resistances for sigma (n_cells,) and z (electrodes,), both positive."""
+        n, free = len(self.points), len(self.electrodes) - 1
         currents = np.zeros((n + free, free))
-        currents[n:] = np.eye(free)
-        solution = factors.solve(currents)
+        currents[self._place[n:], np.arange(free)] = 1.0
+        solution = self._factors(conductivity, impedances, "NATURAL").solve(currents)[self._place]
         if not np.isfinite(solution).all():
             raise RuntimeError(
                 "the factors of the electrode model hold NaN or infinity; the conductivity or an impedance is too extreme."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,19 +79,26 @@ class TankPhantoms:
 
 @dataclass(frozen=True, eq=False)
 class Inclusion:
-    """The inside of a closed polygon, its outline (n, 2), of one conductivity ratio."""
+    """The inside of a closed polygon, its corners (n, 2) in order, of one conductivity ratio."""
 
-    outline: Points
+    corners: Points
     ratio: float
+
+    @cached_property
+    def outline(self) -> Points:
+        """At least OUTLINE / 2 points of the sides, the corners among them."""
+        count = max(1, OUTLINE // len(self.corners))
+        share = np.linspace(0, 1, count, endpoint=False)[:, None]
+        return np.concatenate([a + share * (b - a) for a, b in pairwise([*self.corners, self.corners[0]])])
 
     def contains(self, points: Points) -> NDArray[np.bool_]:
         """Whether points (n, 2) lie inside: a ray to the right crosses the outline an odd number of times."""
         inside = np.zeros(len(points), dtype=bool)
         near = np.flatnonzero(
-            ((points >= self.outline.min(0)) & (points <= self.outline.max(0))).all(1)  # most points are elsewhere
+            ((points >= self.corners.min(0)) & (points <= self.corners.max(0))).all(1)  # most points are elsewhere
         )
         x, y = points[near, :1], points[near, 1:]
-        (ax, ay), (bx, by) = self.outline.T, np.roll(self.outline, -1, 0).T
+        (ax, ay), (bx, by) = self.corners.T, np.roll(self.corners, -1, 0).T
         crosses = (ay <= y) != (by <= y)
         at = ax + (y - ay) * (bx - ax) / np.where(by == ay, 1.0, by - ay)
         inside[near] = (crosses & (x < at)).sum(1) % 2 == 1
@@ -101,28 +110,22 @@ def _direction(angle: float | NDArray[np.float64]) -> Points:
 
 
 def _shape(kind: str, generator: np.random.Generator) -> Points:
-    """An outline about the origin."""
+    """The corners of an outline about the origin."""
     turn = generator.uniform(0, 2 * np.pi)
     if kind in ("circle", "ellipse"):
         size = generator.uniform(0.14, 0.4) if kind == "circle" else generator.uniform(0.18, 0.5)
         half_axes = size * np.array([1.0, 1.0 if kind == "circle" else generator.uniform(0.4, 0.85)])
-        outline = half_axes * _direction(np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False))
+        corners = half_axes * _direction(np.linspace(0, 2 * np.pi, OUTLINE, endpoint=False))
     elif kind == "polygon":
-        corners = int(generator.integers(3, 7))
-        angles = 2 * np.pi / corners * (np.arange(corners) + generator.uniform(-0.25, 0.25, corners))
-        distances = generator.uniform(0.18, 0.5) * generator.uniform(0.65, 1.0, (corners, 1))
-        outline = _along(distances * _direction(angles))
+        count = int(generator.integers(3, 7))
+        angles = 2 * np.pi / count * (np.arange(count) + generator.uniform(-0.25, 0.25, count))
+        distances = generator.uniform(0.18, 0.5) * generator.uniform(0.65, 1.0, (count, 1))
+        corners = distances * _direction(angles)
     else:
         half = np.array([generator.uniform(0.28, 0.75), generator.uniform(0.07, 0.17)])
-        outline = _along(half * np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]]))
+        corners = half * np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     cosine, sine = np.cos(turn), np.sin(turn)
-    return outline @ np.array([[cosine, sine], [-sine, cosine]])
-
-
-def _along(corners: Points) -> Points:
-    """About OUTLINE points of a polygon's sides, its corners among them."""
-    share = np.linspace(0, 1, OUTLINE // len(corners), endpoint=False)[:, None]
-    return np.concatenate([a + share * (b - a) for a, b in zip(corners, np.roll(corners, -1, 0), strict=True)])
+    return corners @ np.array([[cosine, sine], [-sine, cosine]])
 
 
 def _too_near(a: Inclusion, b: Inclusion) -> bool:
