@@ -223,9 +223,10 @@ def _image(axis: Any, field: Any, grid: Grid, style: Mapping[str, Any]) -> Any:
     if grid.kind == "polar":
         own = grid.with_shape(field.shape)
         angles, radii = (
-            low + (np.arange(n + 1) - (0.5 if layout == "periodic" else 0.0)) * h
+            low + (np.arange(n + 1) - (0.0 if layout == "cells" else 0.5)) * h
             for n, h, layout, (low, _) in zip(own.shape, own.spacing, own.layout, own.extent, strict=True)
         )
+        radii = np.maximum(radii, 0.0)
         x, y = np.cos(angles)[:, None] * radii, np.sin(angles)[:, None] * radii
         axis.set(aspect="equal", xticks=[], yticks=[])
         axis.set_frame_on(False)
