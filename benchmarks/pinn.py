@@ -64,6 +64,8 @@ def missing(names: Sequence[str], seeds: Sequence[int], path: Path = RESULTS) ->
 
 def perform(name: str, seed: int) -> dict[str, Any]:
     """One run in a process of its own, on one thread."""
+    from benchmarks.report import machine
+
     out, what = SCRATCH / f"{name}-{seed}", digest(runs()[name])  # before: the example may be edited meanwhile
     command = [sys.executable, "-m", "benchmarks.pinn", "--child", name, "--seeds", str(seed)]
     started = time.perf_counter()
@@ -75,6 +77,7 @@ def perform(name: str, seed: int) -> dict[str, Any]:
         "run": name,
         "seed": seed,
         "digest": what,
+        "processor": machine()["processor"],
         "wall_seconds": round(time.perf_counter() - started, 1),
         "results": json.loads((out / "results.json").read_text()),
     }
@@ -107,10 +110,11 @@ def record(result: dict[str, Any], path: Path = RESULTS) -> None:
         ]
         kept = sorted([*kept, result], key=lambda r: (list(runs()).index(r["run"]), r["seed"]))
         lines, details = summary(kept)
+        processors = sorted({r["processor"] for r in kept})  # the runs may come from several machines
         report = {
             "benchmark": "pinn",
             "command": "python -m benchmarks.pinn",
-            "machine": machine() | {"threads": 1},
+            "machine": machine() | {"threads": 1, "processor": ", ".join(processors)},
             "versions": versions(),
             "rows": lines,
             "notes": {"details": details, "runs": kept},

@@ -29,6 +29,7 @@ def a_run(name: str, seed: int, error: float) -> dict[str, Any]:
         "run": name,
         "seed": seed,
         "digest": pinn.digest(pinn.runs()[name]),
+        "processor": f"processor {seed % 2}",
         "wall_seconds": 1.0,
         "results": results,
     }
@@ -59,6 +60,9 @@ def test_runs_are_kept_by_seed_and_give_way_when_their_example_changes(tmp_path:
     for seed in (0, 1):
         pinn.record(a_run("burgers", seed, 1e-6), path)
     assert pinn.missing(["burgers"], [0, 1, 2], path) == [("burgers", 2)]
+    assert (
+        json.loads(path.read_text())["machine"]["processor"] == "processor 0, processor 1"
+    )  # all that runs were made on
     pinn.record(a_run("burgers", 1, 2e-6), path)
     assert [r["results"]["rows"]["Burgers forward, float64"]["error"] for r in pinn.recorded(path)] == [1e-6, 2e-6]
     changed = a_run("burgers", 2, 5e-6) | {"digest": "another text"}
