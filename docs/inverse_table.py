@@ -1,0 +1,134 @@
+"""The tables of inverse problems as Markdown, made from benchmarks/results/inverse_*.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measured import table
+
+ROWS = Path(__file__).parents[1] / "benchmarks" / "inverse.toml"
+ABLATED = "nio"
+
+Run = Mapping[str, Any]
+
+
+def rows() -> dict[str, Any]:
+    """Problems and methods, as the benchmark's own file lists them."""
+    return tomllib.loads(ROWS.read_text(encoding="utf-8"))
+
+
+def runs(path: Path) -> list[dict[str, Any]]:
+    """What is on record; nothing where it has not run."""
+    return json.loads(path.read_text(encoding="utf-8"))["notes"]["runs"] if path.exists() else []
+
+
+def problems(path: Path, norm: str = "l1") -> str:
+    """A table a problem: a line a method, a column a way of measuring; medians over seeds of median [quartiles], in per cent."""
+    parts = []
+    for problem, entry in rows()["problems"].items():
+        done = [run for run in runs(path) if run["problem"] == problem]
+        if done:
+            parts.append(f"### {entry['title']}\n\n{_setting(done)}\n\n{_table(problem, done, norm)}")
+    return "\n\n".join(parts) or "*Not measured yet.*"
+
+
+def cost(path: Path) -> str:
+    """A line a method and problem: trained numbers, processor seconds of the fit and of one inversion, tails of the errors."""
+    header = ("problem", "method", "seeds", "parameters", "fit, s", "one inversion, s", "90th percentile of L2, %")
+    lines = []
+    for problem, entry in rows()["problems"].items():
+        for name, method in rows()["methods"].items():
+            found = [run for run in runs(path) if (run["problem"], run["method"]) == (problem, name)]
+            if found:
+                lines.append(
+                    [
+                        entry["title"],
+                        method["title"],
+                        len(found),
+                        f"{found[0]['parameters']:,}",
+                        f"{statistics.median(run['fit_seconds'] for run in found):.3g}",
+                        f"{statistics.median(run['inversion_seconds'] for run in found):.2g}",
+                        _per_cent(statistics.median(run["cases"][0]["l2"]["p90"] for run in found)),
+                    ]
+                )
+    return table(header, lines) if lines else "*Not measured yet.*"
+
+
+def ablations(path: Path) -> str:
+    """One change at a time to the better NIO: medians over seeds of the median relative L1, in per cent, and over that of the whole."""
+    lines: list[list[Any]] = []
+    header: tuple[str, ...] = ()
+    for name, method in rows()["methods"].items():
+        if name != ABLATED and not (method.get("base") == ABLATED and "problems" in method):
+            continue
+        problem = method.get("problems", ["calderon"])[0]
+        counts = rows()["problems"][problem]["counts"]
+        header = ("network", *(f"{count} measurements" for count in counts))
+        errors = [_errors(runs(path), problem, name, {"measurements": count, "noise": 0.0}) for count in counts]
+        whole = [_errors(runs(path), problem, ABLATED, {"measurements": count, "noise": 0.0}) for count in counts]
+        if all(errors) and all(whole):
+            cells = [
+                f"{_per_cent(statistics.median(e))} (x {statistics.median(e) / statistics.median(w):.2f})"
+                for e, w in zip(errors, whole, strict=True)
+            ]
+            lines.append([method["title"], *cells])
+    return table(header, lines) if lines else "*Not measured yet.*"
+
+
+def _setting(done: Sequence[Run]) -> str:
+    first = next((run for run in done if "seconds" in run["settings"]), done[0])
+    chosen, (L, channels, *sensors) = first["settings"], first["measured"]
+    shape = sensors if channels == 1 else (channels, *sensors)
+    said = [f"{L} measurements of {' x '.join(map(str, shape))} numbers"]
+    said.append(f"coefficients on {' x '.join(map(str, first['grid']))} points")
+    if "train" in chosen:
+        said.append(f"{chosen['train']} training and {chosen['test']} test samples")
+    if "seconds" in chosen:
+        said.append(f"{chosen['seconds']:g} processor seconds of training for every network and seed")
+    return "; ".join(said) + "."
+
+
+def _table(problem: str, done: Sequence[Run], norm: str) -> str:
+    cases = [(c["measurements"], c["noise"], c["kind"]) for c in done[0]["cases"]]
+    header = ("method", *(_case(*case) for case in cases))
+    lines = []
+    for name, method in rows()["methods"].items():
+        found = [run for run in done if run["method"] == name]
+        if found:
+            samples = found[0]["cases"][0]["samples"]
+            few = samples < max(run["cases"][0]["samples"] for run in done)
+            title = method["title"] + (f" (first {samples} samples)" if few else "")
+            lines.append([title, *(_cell(found, case, norm) for case in cases)])
+    return table(header, lines)
+
+
+def _case(measurements: int, noise: float, kind: str) -> str:
+    return f"{measurements}, {100 * noise:g} %" + (" mult." if kind == "multiplicative" else "")
+
+
+def _cell(found: Sequence[Run], case: tuple[int, float, str], norm: str) -> str:
+    ours = [c[norm] for run in found for c in run["cases"] if (c["measurements"], c["noise"], c["kind"]) == case]
+    median, low, high = (
+        _per_cent(statistics.median(values[key] for values in ours))
+        for key in ("median", "lower_quartile", "upper_quartile")
+    )
+    return f"{median} [{low}, {high}]"
+
+
+def _errors(found: Sequence[Run], problem: str, method: str, case: Mapping[str, Any]) -> list[float]:
+    return [
+        c["l1"]["median"]
+        for run in found
+        if (run["problem"], run["method"]) == (problem, method)
+        for c in run["cases"]
+        if c["kind"] == "additive" and all(c[key] == value for key, value in case.items())
+    ]
+
+
+def _per_cent(value: float) -> str:
+    return f"{100 * value:.1f}" if value >= 0.1 else f"{100 * value:.2f}"
