@@ -62,6 +62,12 @@ class FNO(nn.Module):
             v = self.padding.crop(v, grid)
         return self.project(v)
 
+    @property
+    def composition(self) -> tuple[nn.Module, ...]:
+        """The parts in the order of `forward`, for bounds of the whole; padding and crop between them make no norm larger."""
+        parts = (self.embedding, self.lift, *self.blocks, self.project)
+        return tuple(part for part in parts if part is not None)
+
     @classmethod
     def build(
         cls,
