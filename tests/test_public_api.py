@@ -23,7 +23,7 @@ SURFACE = {
     ],
     "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
     "opflow.problems": [
-        "Advection", "AllenCahn", "Antiderivative", "Burgers", "Darcy", "DiffusionReaction", "DiscTomography", "ElectrodeTomography", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
+        "Advection", "AllenCahn", "Antiderivative", "Burgers", "CavityScattering", "Darcy", "DiffusionReaction", "DiscTomography", "ElectrodeTomography", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "OpenScattering", "Pendulum", "PipeFlow", "Poisson", "RadiativeTransport", "Schroedinger",
     ],
     "opflow.pde": [

@@ -161,6 +161,10 @@ class ElementSquare:
         """
         return self._from_points[0] @ values @ self._from_points[1].T
 
+    def interpolate_transposed(self, values: Array) -> Array:
+        """The transpose of `interpolate`: (..., x.n_nodes, y.n_nodes) -> (..., x, y)"""
+        return self._from_points[0].T @ values @ self._from_points[1]
+
     def evaluate(self, values: Array) -> Array:
         """Values at the nodes (..., x.n_nodes, y.n_nodes) -> those of their polynomials at the points (..., x, y)."""
         return self._to_points[0] @ values @ self._to_points[1].T

@@ -5,6 +5,7 @@ from opflow.problems.advection import Advection
 from opflow.problems.allen_cahn import AllenCahn
 from opflow.problems.antiderivative import Antiderivative
 from opflow.problems.burgers import Burgers
+from opflow.problems.cavity_scattering import CavityScattering
 from opflow.problems.darcy import Darcy
 from opflow.problems.diffusion_reaction import DiffusionReaction
 from opflow.problems.disc_tomography import DiscTomography
@@ -33,6 +34,7 @@ __all__ = [
     "Antiderivative",
     "Burgers",
     "Calibration",
+    "CavityScattering",
     "Darcy",
     "DiffusionReaction",
     "DiscTomography",
