@@ -112,6 +112,13 @@ class Grid:
         return tuple(b - a for a, b in self.extent)
 
     @property
+    def box(self) -> tuple[tuple[float, float], ...]:
+        """The smallest box with the domain in it, in the coordinates of `cartesian_points`: `extent`, or (-R, R)^2 of a polar grid."""
+        if self.kind == "cartesian":
+            return self.extent
+        return ((-self.extent[1][1], self.extent[1][1]),) * 2
+
+    @property
     def spacing(self) -> tuple[float, ...]:
         """The distance h between neighbours along each axis."""
         return tuple(

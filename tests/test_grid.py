@@ -78,6 +78,7 @@ def test_polar_grids() -> None:
     x, y = grid.cartesian_points().unbind(-1)
     assert x[2, 3].item() == pytest.approx(0.0, abs=1e-15) and y[2, 3].item() == pytest.approx(1.4)
     assert torch.equal(Grid((3, 4)).cartesian_points(), Grid((3, 4)).points())
+    assert grid.box == ((-2.0, 2.0), (-2.0, 2.0)) and Grid((3, 4), (0, 3)).box == ((0.0, 3.0), (0.0, 3.0))
     assert grid.cartesian_points(dtype=torch.float32).dtype == torch.float32
     assert float(grid.quadrature_weights().sum()) == pytest.approx(4 * math.pi, rel=1e-14)
     assert abs(float((grid.quadrature_weights() * x).sum())) < 1e-14

@@ -118,7 +118,7 @@ class NIO(nn.Module):
 
     def _fields(self, coefficients: Tensor, grid: Grid) -> Field:
         """f (batch, fields, *grid)"""
-        points = grid.points(dtype=coefficients.dtype, device=coefficients.device).flatten(0, -2)
+        points = grid.cartesian_points(dtype=coefficients.dtype, device=coefficients.device).flatten(0, -2)
         return self.combine(coefficients, self.trunk(points)).mT.unflatten(-1, grid.shape)
 
     def _reconstructed(self, measurements: Tensor, mask: Tensor | None, held_out: Tensor | None, grid: Grid) -> Field:
@@ -230,7 +230,7 @@ class NIO(nn.Module):
             mixing,
             nn.Sequential(nn.Identity() if widths is None else MLP(widths), nn.Unflatten(-1, (fields, basis))),
             nn.Sequential(
-                BoxCoordinates(grid.extent),
+                BoxCoordinates(grid.box),
                 MLP((grid.dim, *trunk, basis)),
                 nn.GELU(),
                 nn.Unflatten(-1, (1, basis)),
