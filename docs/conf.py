@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import accuracy_table  # noqa: E402
+import inverse_table  # noqa: E402
 import measured  # noqa: E402
 import pinn_table  # noqa: E402
 import solver_table  # noqa: E402
@@ -60,6 +61,10 @@ myst_substitutions = {
     "pinns": pinn_table.pinns(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
     "pinns_classical": pinn_table.beside_classical(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
     "pinn_cost": measured.tables(HERE.parent / "benchmarks" / "results", "###", benchmarks={"pinn_cost"}),
+    "inverse_problems": inverse_table.problems(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json"),
+    "inverse_problems_l2": inverse_table.problems(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json", "l2"),
+    "inverse_ablations": inverse_table.ablations(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json"),
+    "inverse_cost": inverse_table.cost(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json"),
     "solver_picture": "![Iterations and seconds against the number of unknowns](images/solvers.png)"
     if (HERE / "images" / "solvers.png").exists()
     else "",

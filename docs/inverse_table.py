@@ -28,18 +28,19 @@ def runs(path: Path) -> list[dict[str, Any]]:
 
 
 def problems(path: Path, norm: str = "l1") -> str:
-    """A table a problem: a line a method, a column a way of measuring; medians over seeds of median [quartiles], in per cent."""
+    """A table a problem: a line a method, a column a way of measuring; medians over seeds of the test samples' median [quartiles; 90th percentile], %."""
     parts = []
     for problem, entry in rows()["problems"].items():
         done = [run for run in runs(path) if run["problem"] == problem]
         if done:
-            parts.append(f"### {entry['title']}\n\n{_setting(done)}\n\n{_table(problem, done, norm)}")
+            name = "" if norm == "l1" else f", {norm.upper()}"
+            parts.append(f"### {entry['title']}{name}\n\n{_setting(done)}\n\n{_table(problem, done, norm)}")
     return "\n\n".join(parts) or "*Not measured yet.*"
 
 
 def cost(path: Path) -> str:
-    """A line a method and problem: trained numbers, processor seconds of the fit and of one inversion, tails of the errors."""
-    header = ("problem", "method", "seeds", "parameters", "fit, s", "one inversion, s", "90th percentile of L2, %")
+    """A line a method and problem: trained numbers, processor seconds of the fit and of one inversion."""
+    header = ("problem", "method", "seeds", "parameters", "fit, s", "one inversion, s")
     lines = []
     for problem, entry in rows()["problems"].items():
         for name, method in rows()["methods"].items():
@@ -53,7 +54,6 @@ def cost(path: Path) -> str:
                         f"{found[0]['parameters']:,}",
                         f"{statistics.median(run['fit_seconds'] for run in found):.3g}",
                         f"{statistics.median(run['inversion_seconds'] for run in found):.2g}",
-                        _per_cent(statistics.median(run["cases"][0]["l2"]["p90"] for run in found)),
                     ]
                 )
     return table(header, lines) if lines else "*Not measured yet.*"
@@ -113,11 +113,9 @@ def _case(measurements: int, noise: float, kind: str) -> str:
 
 def _cell(found: Sequence[Run], case: tuple[int, float, str], norm: str) -> str:
     ours = [c[norm] for run in found for c in run["cases"] if (c["measurements"], c["noise"], c["kind"]) == case]
-    median, low, high = (
-        _per_cent(statistics.median(values[key] for values in ours))
-        for key in ("median", "lower_quartile", "upper_quartile")
-    )
-    return f"{median} [{low}, {high}]"
+    keys = ("median", "lower_quartile", "upper_quartile", "p90")
+    median, low, high, tail = (_per_cent(statistics.median(values[key] for values in ours)) for key in keys)
+    return f"{median} [{low}, {high}; {tail}]"
 
 
 def _errors(found: Sequence[Run], problem: str, method: str, case: Mapping[str, Any]) -> list[float]:

@@ -323,4 +323,5 @@ def test_the_site_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     inverse.record(a_run("calderon", "constant", 0, 0.3), "cpu", tmp_path)
     text = shown.problems(path)
     assert text.index("constant answer") < text.index("better NIO")
-    assert "2.00 [1.00, 4.00]" in text and "| 30.0 [15.0, 60.0]" in text
+    assert "x 1.00" in shown.ablations(path) and "| 3 | 5 | 11 | 0.01 |" in shown.cost(path)
+    assert "2.00 [1.00, 4.00; 6.00]" in text and "| 30.0 [15.0, 60.0; 90.0]" in text
