@@ -1,5 +1,6 @@
 """Convert a published file to one that the library's readers open everywhere: python datasets/convert.py ktc data1.mat phantom1.npz
 
+fresnel  a target of the Institut Fresnel's scattering database of 2005, .exp or .npz, to .npz
 ktc      the Kuopio Tomography Challenge's measurement, .mat or .npz, to .npz
 """
 
@@ -31,7 +32,29 @@ def convert_ktc(file: Path, out: Path) -> str:
     return f"{int(tank.mask.sum())} voltages of {tank.mask.numel()}"
 
 
-CONVERTERS: dict[str, Callable[[Path, Path], str]] = {"ktc": convert_ktc}
+def convert_fresnel(file: Path, out: Path) -> str:
+    """A measured target as ``.npz``: fields of the file's own time factor, single precision, NaN where not measured."""
+    import numpy as np
+
+    from opflow.data import read_fresnel
+
+    target = read_fresnel(file)
+    views = np.rint(target.source_angles.numpy() / (2 * np.pi) * target.n_views).astype(np.int64) + 1
+    missing = ~target.mask.numpy()
+    fields = {"total": target.total.numpy(), "incident": target.incident.numpy()}
+    with out.open("xb") as opened:
+        np.savez_compressed(
+            opened,
+            freq_GHz=target.frequencies.numpy() / 1e9,
+            view=views,
+            n_views=np.array(target.n_views),
+            receiver_index=np.arange(1, missing.shape[-1] + 1),
+            **{name: np.where(missing, np.nan, values).astype(np.complex64) for name, values in fields.items()},
+        )
+    return f"{target.name}, {int(target.mask.sum())} fields of {target.mask.numel()}"
+
+
+CONVERTERS: dict[str, Callable[[Path, Path], str]] = {"fresnel": convert_fresnel, "ktc": convert_ktc}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

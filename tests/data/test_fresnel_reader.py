@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -97,6 +98,22 @@ def test_a_file_without_header_and_one_view_of_several(tmp_path: Path) -> None:
     second = [line for line in rows(values) if line.split()[0] == "2"]
     one = read_fresnel(write_exp(tmp_path / "one.exp", second))
     assert one.total.shape == (2, 1, 360) and float(one.source_angles[0]) == pytest.approx(math.pi / 2)
+
+
+def test_convert_keeps_what_was_measured(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "datasets" / "convert.py"
+    spec = importlib.util.spec_from_file_location("convert_script", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = [line for line in rows(fields()) if line.split()[0] in "23"]
+    first = read_fresnel(write_exp(tmp_path / "two.exp", lines))
+    module.main(["fresnel", str(tmp_path / "two.exp"), str(tmp_path / "two.npz")])
+    again = read_fresnel(tmp_path / "two.npz")
+    assert torch.equal(again.mask, first.mask) and torch.equal(again.frequencies, first.frequencies)
+    assert again.n_views == first.n_views == 4 and torch.equal(again.source_angles, first.source_angles)
+    torch.testing.assert_close(again.total, first.total, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(again.incident, first.incident, rtol=1e-6, atol=1e-6)
 
 
 def damage(lines: list[str], kind: str) -> list[str]:

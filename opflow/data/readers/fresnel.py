@@ -4,8 +4,8 @@ The ASCII files ``.exp``: comments behind ``#``, then rows
 
     view, receiver, frequency in GHz, Re and Im of the total field, Re and Im of the incident field;
 
-and ``.npz`` files with the arrays total and incident (frequencies, views, receivers), complex and NaN where not measured, freq_GHz, view and
-receiver_index. Sources and receivers move on a circle of 1.67 m: view v of n stands at 360 (v - 1) / n degrees, receiver i at i - 1 degrees.
+and ``.npz`` files with the arrays total and incident (frequencies, views, receivers), complex and NaN where not measured, freq_GHz, view,
+receiver_index and, where views are left out, n_views. Sources and receivers move on a circle of 1.67 m: view v of n stands at 360 (v - 1) / n degrees, receiver i at i - 1 degrees.
 The receivers of the database of 2001 are numbered otherwise; those files are not read.
 
 Data: Geffrin, Sabouroux and Eyraud 2005, "Free space experimental scattering database continuation: experimental set-up and measurement
@@ -47,6 +47,7 @@ class ScatteringMeasurement:
         total, incident: (f, view, receiver), complex128, with and without the target; zero where not measured.
         mask: (f, view, receiver) bool, True where measured.
         name: of the target, as the file says, else the file's own.
+        n_views: of the whole measurement; source v stands at 2 pi (v - 1) / n_views.
         radius: of the circle of sources and receivers, in m.
     """
 
@@ -57,6 +58,7 @@ class ScatteringMeasurement:
     incident: Tensor
     mask: Tensor
     name: str
+    n_views: int
     radius: float = RADIUS
 
     @property
@@ -148,6 +150,7 @@ def _read_npz(path: Path) -> ScatteringMeasurement:
         if missing:
             raise DataError(f"there is no array {missing[0]!r}; {', '.join(ARRAYS)} are expected.")
         total, incident, frequencies, views, receivers = (content[name] for name in ARRAYS)
+        stated = int(content["n_views"]) if "n_views" in content.files else None
     shape = (len(frequencies), len(views), len(receivers))
     for name, field in (("total", total), ("incident", incident)):
         if field.shape != shape or field.dtype.kind != "c":
@@ -160,7 +163,9 @@ def _read_npz(path: Path) -> ScatteringMeasurement:
     _check_numbers(views, receivers)
     everywhere = np.full((2, *shape[:2], POSITIONS), np.nan, dtype=complex)
     everywhere[..., receivers - 1] = np.stack([total, incident])
-    return _measurement(everywhere[0], everywhere[1], frequencies, views, int(views.max()), path.stem)
+    return _measurement(
+        everywhere[0], everywhere[1], frequencies, views, int(views.max()) if stated is None else stated, path.stem
+    )
 
 
 def _check_numbers(views: NDArray[Any], receivers: NDArray[Any]) -> None:
@@ -194,4 +199,5 @@ def _measurement(
         torch.from_numpy(np.where(mask, incident, 0).astype(np.complex128)),
         torch.from_numpy(mask),
         name.strip(),
+        n_views,
     )
