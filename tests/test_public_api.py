@@ -23,11 +23,11 @@ SURFACE = {
     ],
     "opflow.models": ["FNO", "DeepONet", "DirectionNetwork", "GalerkinTransformer", "GraphNetwork", "KernelRidge", "LagrangianPINN", "MultigridNetwork", "NIO", "PINN", "Rollout", "TunedCycle"],
     "opflow.problems": [
-        "Advection", "AllenCahn", "Antiderivative", "Burgers", "CavityScattering", "Darcy", "DiffusionReaction", "DiscTomography", "ElectrodeTomography", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
+        "AcousticWaveform", "Advection", "AllenCahn", "Antiderivative", "Burgers", "CavityScattering", "Darcy", "DiffusionReaction", "DiscTomography", "ElectrodeTomography", "FitzHughNagumo", "Helmholtz", "ImpedanceTomography", "KortewegDeVries",
         "KuramotoSivashinsky", "NavierStokes", "NonlinearODE", "OpenScattering", "Pendulum", "PipeFlow", "Poisson", "RadiativeTransport", "Schroedinger",
     ],
     "opflow.pde": [
-        "AutogradDerivatives", "Collocation", "CosineField", "Dirichlet", "GridDerivatives", "Initial", "Neumann", "Periodic", "Robin", "WeakForm",
+        "AcousticStepper", "AutogradDerivatives", "Collocation", "CosineField", "Dirichlet", "GridDerivatives", "Initial", "Neumann", "Periodic", "Robin", "WeakForm",
         "observations", "scatter_observations", "IntegrationFailed", "PeriodicField", "SpectralStepper",
         "SquaredExponentialField", "TrigonometricSpace", "add_noise",
     ],

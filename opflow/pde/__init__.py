@@ -1,5 +1,6 @@
 """Ingredients of partial differential equations: derivatives, geometries, collocation, conditions, random fields, steppers."""
 
+from opflow.pde.acoustic_stepper import AcousticStepper, Shots, ricker
 from opflow.pde.boundary import Condition, Dirichlet, Initial, Neumann, Periodic, Robin
 from opflow.pde.collocation import Collocation, boundary_batch, initial_batch
 from opflow.pde.derivatives.autograd import AutogradDerivatives
@@ -25,6 +26,7 @@ from opflow.pde.trigonometric_space import TrigonometricSpace
 from opflow.pde.weak_form import NewtonFailed, WeakForm
 
 __all__ = [
+    "AcousticStepper",
     "AutogradDerivatives",
     "Ball",
     "Box",
@@ -53,6 +55,7 @@ __all__ = [
     "PeriodicField",
     "Polygon",
     "Robin",
+    "Shots",
     "SpaceTime",
     "SparseFactors",
     "SparseMatrix",
@@ -66,5 +69,6 @@ __all__ = [
     "gauss_legendre",
     "initial_batch",
     "observations",
+    "ricker",
     "scatter_observations",
 ]
