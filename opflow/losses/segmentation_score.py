@@ -65,7 +65,7 @@ def _similarity(p: Tensor, t: Tensor) -> Tensor:
         return window @ image @ window.T
 
     m_p, m_t = mean(p), mean(t)
-    s_pp, s_tt, s_pt = mean(p * p) - m_p**2, mean(t * t) - m_t**2, mean(p * t) - m_p * m_t
+    s_pp, s_tt, s_pt = m_p - m_p**2, m_t - m_t**2, mean(p * t) - m_p * m_t  # a mask is its own square
     c_1, c_2 = STABILISERS
     similarity = (2 * m_p * m_t + c_1) * (2 * s_pt + c_2) / ((m_p**2 + m_t**2 + c_1) * (s_pp + s_tt + c_2))
     return similarity.mean((-2, -1))

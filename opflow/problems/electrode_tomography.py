@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -17,7 +18,7 @@ from opflow.pde.measurement_noise import add_noise
 from opflow.pde.random_field import sample_generators
 from opflow.problems.complete_electrode import CompleteElectrodeModel, ElectrodeState
 from opflow.problems.disc_mesh import disc_mesh
-from opflow.problems.tank_phantoms import TankPhantoms
+from opflow.problems.tank_phantoms import TankPhantoms, inner_points
 
 BALANCE = 1e-6  # what currents and differences may leave of their largest entry, as measured ones do
 
@@ -122,25 +123,25 @@ class ElectrodeTomography:
     ) -> dict[str, Tensor]:
         """Random tanks {"conductivity": (n, n_cells)}, float64, or (n, *grid) at the points of a plane grid.
 
-        Sample i is one phantom on every mesh and grid. On a mesh, a triangle has the geometric mean over sixteen points of it.
+        Sample i is one phantom on every mesh and grid. On a mesh, a triangle that an outline cuts has a geometric mean.
         """
         where = self.mesh if grid is None else grid
         middle, radius = self._disc
+        phantoms = [
+            self.phantoms.draw(stream) for stream in sample_generators(type(self).__name__, indices, seed, split)
+        ]
         if isinstance(where, Mesh):
-            points = _quartered(_quartered(where.points.double()[where.triangles][:, None])).mean(2)  # (cells, 16, 2)
+            points = ((where.points.double() - middle) / radius)[where.triangles].numpy()
+            ratios = [self.phantoms.mean_ratio(inclusions, points) for inclusions in phantoms]
+            shape: tuple[int, ...] = (len(points),)
         elif where.dim == 2:
-            points = where.points()
+            points = ((where.points() - middle) / radius).reshape(-1, 2).numpy()
+            ratios = [self.phantoms.ratio(inclusions, points) for inclusions in phantoms]
+            shape = where.shape
         else:
             raise ValueError(f"a tank is plane, but the grid has {where.dim} axes; give a mesh or a grid of two axes.")
-        flat = ((points - middle) / radius).reshape(-1, 2).numpy()
-        ratios = [
-            torch.from_numpy(self.phantoms.ratio(self.phantoms.draw(generator), flat)).view(points.shape[:-1])
-            for generator in sample_generators(type(self).__name__, indices, seed, split)
-        ]
-        values = torch.stack(ratios) if ratios else points.new_zeros(0, *points.shape[:-1])
-        if isinstance(where, Mesh):
-            values = values.log().mean(-1).exp()
-        return {"conductivity": self.background * values}
+        values = torch.from_numpy(np.stack(ratios)) if ratios else torch.zeros(0, dtype=torch.float64)
+        return {"conductivity": self.background * values.view(len(phantoms), *shape)}
 
     def observe(
         self,
@@ -186,7 +187,7 @@ class ElectrodeTomography:
         """
         if grid.dim != 2 or grid.layout != ("cells", "cells"):
             raise ValueError(f"the grid is {grid}; expected pixels, Grid((nx, ny), extent, layout='cells').")
-        points = _quartered(_quartered(self.mesh.points.double()[self.mesh.triangles][:, None])).mean(2)
+        points = torch.from_numpy(inner_points(self.mesh.points.double()[self.mesh.triangles].numpy()))
         low = torch.tensor([a for a, _ in grid.extent], dtype=torch.float64)
         size = torch.tensor(grid.spacing, dtype=torch.float64)
         pixel = ((points - low) / size).floor().long()  # (cells, 16, 2)
@@ -308,13 +309,6 @@ class _Voltages(torch.autograd.Function):
 
 def _positive(values: Tensor) -> bool:
     return bool((values > 0).all() and values.isfinite().all())
-
-
-def _quartered(triangles: Tensor) -> Tensor:
-    """Each of triangles (cells, n, 3, 2) cut at the middles of its sides into four, (cells, 4 n, 3, 2)."""
-    middles = (triangles + triangles.roll(-1, 2)) / 2
-    at_corners = torch.stack([triangles, middles, middles.roll(1, 2)], -2)  # (cells, n, corner, 3, 2)
-    return torch.cat([middles[:, :, None], at_corners], 2).flatten(1, 2)
 
 
 def _balanced(values: Any, count: int, name: str) -> Tensor:

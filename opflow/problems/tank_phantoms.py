@@ -76,6 +76,17 @@ class TankPhantoms:
             values[inclusion.contains(points)] = inclusion.ratio
         return values
 
+    def mean_ratio(self, inclusions: Sequence[Inclusion], triangles: Points) -> NDArray[np.float64]:
+        """Its geometric mean over triangles (n, 3, 2), (n,): by sixteen points where an outline passes between corners and centre."""
+        logarithm, seen = np.zeros(len(triangles)), np.concatenate([triangles, triangles.mean(1, keepdims=True)], 1)
+        for inclusion in inclusions:
+            inside = inclusion.contains(seen.reshape(-1, 2)).reshape(-1, 4)
+            share = inside.all(1).astype(float)
+            cut = np.flatnonzero(inside.any(1) & ~inside.all(1))
+            share[cut] = inclusion.contains(inner_points(triangles[cut]).reshape(-1, 2)).reshape(-1, 16).mean(1)
+            logarithm += share * np.log(inclusion.ratio)
+        return np.exp(logarithm)
+
 
 @dataclass(frozen=True, eq=False)
 class Inclusion:
@@ -103,6 +114,16 @@ class Inclusion:
         at = ax + (y - ay) * (bx - ax) / np.where(by == ay, 1.0, by - ay)
         inside[near] = (crosses & (x < at)).sum(1) % 2 == 1
         return inside
+
+
+def inner_points(triangles: Points) -> Points:
+    """The centres of the sixteen equal parts of triangles (n, 3, 2), (n, 16, 2)."""
+    parts = triangles[:, None]
+    for _ in range(2):  # each is cut at the middles of its sides into four
+        middles = (parts + np.roll(parts, -1, 2)) / 2
+        at_corners = np.stack([parts, middles, np.roll(middles, 1, 2)], -2)
+        parts = np.concatenate([middles[:, :, None], at_corners], 2).reshape(len(triangles), -1, 3, 2)
+    return parts.mean(2)
 
 
 def _direction(angle: float | NDArray[np.float64]) -> Points:
