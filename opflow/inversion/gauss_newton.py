@@ -64,7 +64,10 @@ def gauss_newton(
 
     def residual(z: Tensor) -> Tensor:
         with torch.no_grad():
-            return measured.residual(forward(prior.field(z)[None])).flatten()
+            field = prior.field(z)
+            if not bool(field.isfinite().all()):  # too long a step: forward maps refuse what is not finite
+                return torch.full_like(measured.data, torch.inf).flatten()
+            return measured.residual(forward(field[None])).flatten()
 
     def objective(r: Tensor, z: Tensor) -> float:
         return float(r @ r + z @ z) / 2

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 from small_maps import Integral, Resistance, gaussian_posterior, smooth_prior
 
-from opflow.inversion import Outcome, gauss_newton
+from opflow.inversion import GaussianPrior, Outcome, gauss_newton
 
 
 def noise(shape, seed: int = 0) -> torch.Tensor:
@@ -116,6 +116,27 @@ def test_damping_saves_a_start_from_which_full_steps_diverge() -> None:
     assert float(estimate.field[0]) == pytest.approx(0.3, abs=1e-3)
     objective = estimate.history
     assert bool((objective.diff() <= 1e-9).all())
+
+
+def test_a_step_whose_field_overflows_is_shortened() -> None:
+    """From a flat start the full step is exp(1500); a forward map that refuses what is not finite never sees it."""
+
+    def forward(a: torch.Tensor) -> torch.Tensor:
+        if not bool(a.isfinite().all()):
+            raise ValueError("not finite")
+        return (a / (1 + a))[:, None, None]
+
+    prior = GaussianPrior(torch.zeros(1), torch.ones(1, 1), "exp")
+    estimate = gauss_newton(
+        forward,
+        torch.full((1, 1, 1), 0.5),
+        prior,
+        deviation=1e-6,
+        discrepancy=None,
+        start=torch.tensor([-8.0]),
+        max_steps=60,
+    )
+    assert estimate.succeeded and float(estimate.field) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_discrepancy_principle_stops_at_the_noise() -> None:

@@ -34,7 +34,7 @@ def test_records_are_laid_out_as_stated() -> None:
         distance = (torch.arange(6) * 100.0 - x_s).abs()
         far = distance > 100
         # A cylindrical wave is delayed by an eighth of a period against the wavelet, here of 8 Hz.
-        assert (peak[shot] - distance / c)[far].abs().max() < 0.02
+        assert (peak[shot] - distance / c)[far].abs().max() < 0.03
     torch.testing.assert_close(data[0, 0, 0].flip(1), data[0, 2, 0], rtol=1e-9, atol=1e-12)
     assert records(replace(problem, record_every=4), torch.full((1, 21, 26), c)).shape == (1, 3, 1, 63, 6)
     every = records(replace(problem, record_every=4), torch.full((1, 21, 26), c))
