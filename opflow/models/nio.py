@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk
-from opflow.layers.coordinates import BoxCoordinates
+from opflow.layers.coordinates import BoxCoordinates, is_symbolic
 from opflow.layers.measurement_mixing import POOLINGS, MeasurementMixing, as_kept, check_measurements
 from opflow.layers.mlp import MLP
 from opflow.layers.point_interpolation import interpolate
@@ -100,8 +100,8 @@ class NIO(nn.Module):
         kept = as_kept(mask, measurements)
         if kept is not None:
             measurements = measurements.where(kept, measurements.new_zeros(()))
-        batch, L = measurements.shape[:2]
-        features = self.encoder(self.scale.measurements(measurements).flatten(0, 1)).unflatten(0, (batch, L))
+        L = measurements.shape[1]
+        features = self._encoded(self.scale.measurements(measurements), mask)
         if self.embedding is not None:
             gain, shift = self.embedding(self._descriptors(descriptors, L)).chunk(2, dim=-1)
             features = F.gelu(features * (1 + gain) + shift)
@@ -115,6 +115,15 @@ class NIO(nn.Module):
             base = self._reconstructed(measurements, mask, held_out, grid)
             field = self.scale.field(base + self.refine(torch.cat([base, fields], dim=1)))
         return field if coords is None else interpolate(field, grid, coords)
+
+    def _encoded(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """E(y_l) (batch, L, features); what is masked costs nothing and is zero, except in graphs, whose shapes are fixed."""
+        flat = y.flatten(0, 1)
+        if mask is None or is_symbolic(y):
+            return self.encoder(flat).unflatten(0, y.shape[:2])
+        kept = mask.flatten()
+        encoded = self.encoder(flat[kept])
+        return encoded.new_zeros(len(flat), encoded.shape[1]).index_put((kept,), encoded).unflatten(0, y.shape[:2])
 
     def _fields(self, coefficients: Tensor, grid: Grid) -> Field:
         """f (batch, fields, *grid)"""
