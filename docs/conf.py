@@ -60,6 +60,7 @@ myst_substitutions = {
     "solver_verdict": solver_table.verdict(HERE.parent / "benchmarks" / "results" / "solvers_cpu.json"),
     "pinns": pinn_table.pinns(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
     "pinns_classical": pinn_table.beside_classical(HERE.parent / "benchmarks" / "results" / "pinn_cpu.json"),
+    "tank_results": measured.tables(HERE.parent / "benchmarks" / "results", "###", benchmarks={"tank"}),
     "pinn_cost": measured.tables(HERE.parent / "benchmarks" / "results", "###", benchmarks={"pinn_cost"}),
     "inverse_problems": inverse_table.problems(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json"),
     "inverse_problems_l2": inverse_table.problems(HERE.parent / "benchmarks" / "results" / "inverse_cpu.json", "l2"),

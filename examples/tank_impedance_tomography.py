@@ -46,14 +46,14 @@ CLASSES = {"water": 0, "resistive": 1, "conductive": 2}
 def main(
     tank: Path | None = None,
     samples: int = 3000,
-    held_out: int = 100,
+    held_out: int = 60,
     size: int = 48,
     levels: tuple[float, ...] = (0.003, 0.1),
-    classical_levels: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+    classical_levels: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03),
     smoothness: float = 2.0,
     hidden_channels: int = 32,
-    steps: int = 1500,
-    nio_steps: int = 600,
+    steps: int = 1000,
+    nio_steps: int = 300,
     batch_size: int = 16,
     learning_rate: float = 2e-3,
     copies: int = 16,
@@ -108,14 +108,14 @@ def main(
     def linearised(some: tuple[float, ...]) -> LinearisedReconstruction:
         penalty = smoothness_penalty(inside, smoothness * size / 48)
         J = torch.where(seen[:, None], jacobian.flatten(0, 2), 0.0)
-        return LinearisedReconstruction(J, deviation, some, penalty=penalty, nuisance=empty[None])
+        return LinearisedReconstruction(J, deviation, some, penalty=penalty, nuisance=empty[None]).to(torch.float32)
 
     step, classical = linearised(levels), linearised(classical_levels)
 
     def images(differences: Tensor, step: LinearisedReconstruction) -> Tensor:
         """(n, voltages) -> (n, levels, size, size)"""
         flat = differences.new_zeros(len(differences), len(step.levels), size * size, dtype=torch.float32)
-        flat[..., inside.flatten()] = step(differences).float()
+        flat[..., inside.flatten()] = step(differences)
         return flat.unflatten(-1, (size, size))
 
     # 2. Simulated tanks; those of validation and test on a finer mesh, and disturbed too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -73,6 +74,12 @@ class LinearisedReconstruction:
             rows.append(torch.cholesky_solve(K.T, factor))
         self._maps = torch.stack(rows)  # (levels, unknowns, measurements)
 
+    def to(self, dtype: torch.dtype) -> LinearisedReconstruction:
+        """The same step with answers in another precision; data are prepared in float64 as before."""
+        other = copy(self)
+        other._maps = self._maps.to(dtype)
+        return other
+
     def prepared(self, data: Tensor) -> Tensor:
         """Weighted data without what is not wanted, (n, measurements); NaN, not measured, becomes zero where the deviation is infinite."""
         if data.ndim != 2 or data.shape[1] != len(self.weight):
@@ -88,7 +95,7 @@ class LinearisedReconstruction:
 
     def __call__(self, data: Tensor) -> Tensor:
         """(n, measurements) -> (n, levels, unknowns)"""
-        return torch.einsum("jum,nm->nju", self._maps, self.prepared(data))
+        return torch.einsum("jum,nm->nju", self._maps, self.prepared(data).to(self._maps))
 
     def _clean(self, rows: Tensor) -> Tensor:
         return rows - (rows @ self._unwanted) @ self._unwanted.T

@@ -110,3 +110,12 @@ def test_segments_are_named_by_the_water() -> None:
     assert not segment_conductivity(noisy, inside)[8:].any()
     with pytest.raises(ValueError, match="must agree"):
         segment_conductivity(image, inside[:5])
+
+
+def test_single_precision_is_the_same_step() -> None:
+    J, deviation, drift = system(5)
+    step = LinearisedReconstruction(J, deviation, [0.1], nuisance=drift)
+    data = torch.randn(3, 30, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    single = step.to(torch.float32)(data)
+    assert single.dtype == torch.float32 and step(data).dtype == torch.float64
+    torch.testing.assert_close(single.double(), step(data), rtol=1e-4, atol=1e-5)
