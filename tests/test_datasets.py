@@ -41,6 +41,9 @@ def small(recipe: dict[str, Any]) -> dict[str, Any]:
         layout = grid.get("layout", "nodes")
         layouts = [layout] * len(grid["shape"]) if isinstance(layout, str) else layout
         grid["shape"] = [17 if kind == "nodes" else 32 for kind in layouts]
+        if recipe["problem"] == "AcousticWaveform":  # in metres, at the spacing of its sources
+            grid["extent"] = [0.0, 16 * recipe["parameters"].get("spacing", 10.0)]
+            recipe["parameters"]["n_times"] = 150
     recipe["splits"] = dict.fromkeys(recipe["splits"], 3)
     recipe["block"], recipe["rtol"] = 2, 1e-3
     if "times" in recipe:
