@@ -74,11 +74,11 @@ def settings(problem: str, method: str, preset: str) -> dict[str, Any]:
     kept = {key: value for key, value in of_problem.items() if key not in ("title", "methods", "newton", *PRESETS)}
     chosen = merged(common, kept, of_problem[preset], of_method)
     encoder, is_square = chosen.pop("encoder"), chosen.pop("published")
-    if chosen["kind"] == "newton":
-        chosen["newton"] = of_problem["newton"][of_method["newton"]] | {"steps": of_method.get("steps", 20)}
+    if "newton" in of_method:
+        chosen["newton"] = of_problem["newton"][of_method["newton"]]
     elif chosen["kind"] == "network":
         chosen["model"] = _model(chosen["model"], encoder, is_square)
-    for key in ("title", "base", "problems", "seeds", "steps"):
+    for key in ("title", "base", "problems", "seeds"):
         chosen.pop(key, None)
     if chosen["kind"] != "network":
         del chosen["training"], chosen["seconds"]

@@ -50,7 +50,7 @@ def settings_of(method: str, **changes: Any) -> dict[str, Any]:
         "training": {"batch_size": 8, "learning_rate": 1e-3, "noise": 0.05},
         "recipe": {"problem": "ImpedanceTomography", "parameters": {"n_measurements": L, "sensors_per_side": SIDES}},
     }  # fmt: skip
-    if chosen["kind"] == "newton":
+    if "newton" in chosen:
         chosen["newton"] = {"prior": "cosine", "modes": 3, "scale": 0.7, "decay": 2.0, "link": "exp", "steps": 3}
     if chosen["kind"] == "ridge":
         chosen["model"] = chosen["model"] | model
