@@ -26,8 +26,9 @@ class KernelRidge(nn.Module):
     ridge. No iteration, no seed; the length of the kernel and the ridge are those with the smallest leave-one-out error in
     the fields, which has a closed form.
 
-    The number of measurements is that of the fit. Where a mask leaves some out, the components are estimated from those that are left,
-    under the Gaussian law that the training set suggests: (sum_l U_l' U_l + noise^2 Lambda^-1) s = sum_l U_l' (y_l - m_l).
+    P y is not the projection but the estimate of the components under noise, with the Gaussian law that the training set suggests:
+    (sum_l U_l' U_l + noise^2 Lambda^-1) s = sum_l U_l' (y_l - m_l), over the measurements that a mask leaves. A projection would hand
+    on components far below the noise, or below the difference between two solvers, as if they were known.
 
     Built empty by `KernelRidge.build`, then `fit`; what `fit` finds are buffers, which travel in checkpoints.
 
@@ -107,21 +108,17 @@ class KernelRidge(nn.Module):
         return field if coords is None else interpolate(field, self.grid, coords)
 
     def scores(self, measurements: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The scaled principal components (batch, components) of measurements, or their estimates where a mask leaves some out."""
-        y = measurements.flatten(2)
+        """The scaled principal components (batch, components), estimated from what the mask leaves: those below the noise vanish."""
+        y, U = measurements.flatten(2), self.components
         kept = as_kept(mask, y)
-        if kept is None:
-            s = torch.einsum("bld,kld->bk", y - self.mean, self.components)
-        else:
-            s = self._estimated(torch.where(kept, y - self.mean, 0.0), kept[..., 0])
-        return s / self.deviation**self.whitening
-
-    def _estimated(self, y: Tensor, kept: Tensor) -> Tensor:
-        U = self.components
-        gram = torch.einsum("kld,jld->lkj", U, U)
-        normal = torch.einsum("bl,lkj->bkj", kept.to(y.dtype), gram)
         precision = self._residual_variance / self.deviation.square()
-        return torch.linalg.solve(normal + torch.diag(precision), torch.einsum("bld,kld->bk", y, U))
+        if kept is None:
+            s = torch.einsum("bld,kld->bk", y - self.mean, U) / (1 + precision)  # the components are orthonormal
+        else:
+            gram = torch.einsum("kld,jld->lkj", U, U)
+            normal = torch.einsum("bl,lkj->bkj", kept[..., 0].to(y.dtype), gram) + torch.diag(precision)
+            s = torch.linalg.solve(normal, torch.einsum("bld,kld->bk", torch.where(kept, y - self.mean, 0.0), U))
+        return s / self.deviation**self.whitening
 
     @property
     def _residual_variance(self) -> Tensor:
@@ -173,7 +170,7 @@ class KernelRidge(nn.Module):
         self.mean = mean.view(self.mean.shape).to(like)
         self.components = modes.view(self.components.shape).to(like)
         self.deviation, self.target_mean, self.target_modes = deviation.to(like), t_mean.to(like), t_modes.to(like)
-        s = (measurements.double().flatten(1) - mean) @ modes.T / deviation**self.whitening
+        s = self.scores(measurements.to(like)).double()
         t = ((a.log() if self.positive else a) - t_mean) @ t_modes.T
         distance = torch.cdist(s, s, compute_mode=EXACT)
         typical = float(distance[~torch.eye(n, dtype=torch.bool, device=s.device)].median())
@@ -235,7 +232,7 @@ class KernelRidge(nn.Module):
             kernel: "matern" (nu = 5/2) or "gaussian".
             positive: fit the logarithm of the field.
             whitening: 0 keeps the components' own sizes, 1 makes all alike.
-            noise: expected, relative to the root mean square of the measurements; used where a mask leaves measurements out.
+            noise: expected, relative to the root mean square of the measurements; the difference between solvers counts as noise.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
         check_sizes(n_measurements=n_measurements, in_channels=in_channels, components=components, targets=targets)
