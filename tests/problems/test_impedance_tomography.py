@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opflow import Grid
+from opflow.data import DataError, generate
 from opflow.problems import ImpedanceTomography
 
 Function = Callable[[Tensor], Tensor]
@@ -236,6 +239,27 @@ def test_noise_is_relative_repeatable_and_additive() -> None:
     size = clean["measurements"].flatten(1).square().mean(1).sqrt()
     assert (error.square().mean(1).sqrt() / size / 0.05 - 1).abs().max() < 0.05
     assert noisy["mask"].dtype == torch.bool and noisy["mask"].shape == (2, 20) and noisy["mask"].all()
+
+
+@dataclass(frozen=True)
+class Bump:
+    """A voltage that a recipe can record."""
+
+    x: float
+
+    def __call__(self, p: Tensor) -> Tensor:
+        return torch.exp(-9 * ((p[..., 0] - self.x) ** 2 + p[..., 1] ** 2))
+
+
+def test_voltages_are_recorded_in_a_data_set_if_they_are_plain_values(tmp_path: Path) -> None:
+    problem = with_voltages(Bump(0.3), Bump(0.7), sensors=4)
+    source = generate(problem, Grid((8, 8)), tmp_path / "a", 3, refine=2, block=2, samples_per_file=2, progress=False)
+    assert source is not None and source.read("measurements", [0]).shape == (1, 2, 1, 16)
+    assert source.attributes["parameters"]["boundary_functions"][1] == {"type": "Bump", "x": 0.7}
+    finer = problem.observe(problem.sample([2], Grid((15, 15))))["measurements"]
+    np.testing.assert_allclose(source.read("measurements", [2]), finer, rtol=1e-6)
+    with pytest.raises(DataError, match="parameter 'boundary_functions' is a function"):
+        generate(with_voltages(lambda p: p[..., 0]), Grid((8, 8)), tmp_path / "b", 3, progress=False)
 
 
 def test_no_samples() -> None:
