@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import statistics
@@ -60,7 +61,12 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def methods_of(problem: str) -> list[str]:
     """The methods that a problem is given to."""
-    return [name for name, method in table()["methods"].items() if problem in method.get("problems", [problem])]
+    priors = table()["problems"][problem]["newton"]
+    return [
+        name
+        for name, method in table()["methods"].items()
+        if problem in method.get("problems", [problem]) and method.get("newton") in (None, *priors)
+    ]
 
 
 def settings(problem: str, method: str, preset: str) -> dict[str, Any]:
@@ -220,20 +226,20 @@ def _line(what: str, measured: float, most: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def made(name: str, data: Path, sizes: Mapping[str, int]) -> None:
-    """Make the data set, or see that it is there.
+def made(chosen: Mapping[str, Any], data: Path) -> None:
+    """Make the data set, or see that it is there; one that is larger than the catalogue's has a folder of its own."""
+    from benchmarks.inverse_questions import folder_of
 
-    Raises:
-        ValueError: the catalogue's sets are smaller than what is asked for.
-    """
-    recipe = parsed(CATALOGUE)[name]
-    short = [split for split in SPLITS if recipe["splits"][split] < sizes[split]]
-    if short:
-        raise ValueError(
-            f"{name} has {recipe['splits'][short[0]]} samples for {short[0]}, but {sizes[short[0]]} are asked for."
-        )
-    command = [sys.executable, str(ROOT / "datasets" / "generate.py"), name, "--out", str(data)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    path = ROOT / "datasets" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate_datasets", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    sizes = chosen["recipe"]["splits"]
+    if folder_of(chosen) != chosen["data"]:
+        sizes = {split: chosen[split] for split in SPLITS}
+    for split in SPLITS:
+        script.make(chosen["recipe"] | {"splits": sizes}, data / folder_of(chosen), split)
 
 
 def perform(run: Run, options: argparse.Namespace) -> dict[str, Any]:
@@ -302,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for problem in dict.fromkeys(problem for problem, _, _ in wanted):
         chosen = settings(problem, methods_of(problem)[0], options.preset)
-        made(chosen["data"], options.data, chosen)
+        made(chosen, options.data)
 
     def one(run: Run) -> None:
         print(f"{run[0]}/{run[1]}, seed {run[2]} ...", flush=True)

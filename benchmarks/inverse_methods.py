@@ -169,7 +169,11 @@ def linearised(question: Question, settings: Mapping[str, Any], seed: int, devic
 def _prior(question: Question, options: Mapping[str, Any]) -> GaussianPrior:
     grid = question.full_grid
     if options["prior"] == "cosine":
-        return GaussianPrior.cosine(grid, options["modes"], options["scale"], options["decay"], link=options["link"])
+        coefficients = question.train.read(range(len(question.train))).target
+        mean = float((coefficients.log() if options["link"] == "exp" else coefficients).mean())
+        return GaussianPrior.cosine(
+            grid, options["modes"], options["scale"], options["decay"], mean=mean, link=options["link"]
+        )
     fields = FieldDataset(question.folder / "train", inputs=(), dtype=torch.float64).read(range(len(question.train)))
     return GaussianPrior.from_samples(
         fields.target[:, 0], options["modes"], link=options["link"], weight=grid.quadrature_weights()

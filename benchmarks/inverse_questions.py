@@ -34,12 +34,19 @@ class Case:
         return zlib.crc32(repr((self.measurements, self.noise, self.kind)).encode())
 
 
+def folder_of(settings: Mapping[str, Any]) -> str:
+    """Where the data of these settings are: in the folder of the catalogue's set, or, where that is too small, in one of their own."""
+    sizes = settings["recipe"].get("splits", {})
+    enough = all(settings[split] <= sizes.get(split, settings[split]) for split in ("train", "validation", "test"))
+    return settings["data"] if enough else f"{settings['data']}-{settings['train']}"
+
+
 class Question:
     """A problem's data sets, of the sizes that the settings ask for, and what is measured of the test samples."""
 
     def __init__(self, settings: Mapping[str, Any], data: Path) -> None:
         self.settings = settings
-        self.folder = data / settings["data"]
+        self.folder = data / folder_of(settings)
         self.stride = settings.get("stride", 1)
         self.test = self.dataset("test")
 

@@ -15,7 +15,7 @@ import torch
 from benchmarks import inverse
 from benchmarks.inverse_methods import METHODS, run
 from benchmarks.inverse_models import BUILDERS, built
-from benchmarks.inverse_questions import Case, Question
+from benchmarks.inverse_questions import Case, Question, folder_of
 from benchmarks.inverse_training import Budget, corrupted
 from opflow import Batch, Grid, problems
 from opflow.data import generate
@@ -82,6 +82,7 @@ def test_rows_name_what_there_is(preset: str) -> None:
         assert chosen["counts"][0] >= 2 and recipe["refine"]["test"] > recipe["refine"].get("train", 1)
         assert hasattr(problems, recipe["problem"])
         assert all(recipe["splits"][split] >= chosen[split] for split in inverse.SPLITS) or preset == "paper"
+        assert (folder_of(chosen) == chosen["data"]) == (recipe["splits"]["train"] >= chosen["train"])
         if chosen["kind"] == "network":
             assert chosen["model"]["build"] in BUILDERS and chosen["training"]["noise"] > 0
         assert json.loads(json.dumps(chosen)) == chosen
@@ -300,9 +301,18 @@ def test_a_run_in_a_process_of_its_own(data: Path, tmp_path: Path, monkeypatch: 
         inverse.main(arguments)
 
 
-def test_too_small_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="samples for train, but 1000000 are asked for"):
-        inverse.made("calderon", tmp_path, {"train": 1_000_000, "validation": 1, "test": 1})
+def test_sets_larger_than_the_catalogues_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    recipe = settings_of("constant")["recipe"] | {
+        "grid": {"shape": [9, 9]}, "refine": {"test": 2}, "splits": {"train": 4, "validation": 2, "test": 2}, "block": 2,
+    }  # fmt: skip
+    chosen = settings_of("constant", train=4, validation=2, test=1) | {"recipe": recipe}
+    inverse.made(chosen, tmp_path)
+    larger = chosen | {"train": 6}
+    inverse.made(larger, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny-6"]
+    assert len(Question(larger, tmp_path).train) == 6 and len(Question(chosen, tmp_path).test) == 1
+    source = Question(larger, tmp_path).test.source
+    assert source.attributes["refine"] == 2 and len(source) == 1
 
 
 def _table() -> Any:
