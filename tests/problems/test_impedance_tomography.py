@@ -184,7 +184,7 @@ def test_measurements_do_not_depend_on_the_grid_but_for_the_error() -> None:
     assert fine < 0.015 and coarse / fine > 3
     there = measured(problem, problem.sample(1, Grid((70, 70)))["conductivity"])
     finer = measured(problem, problem.sample(1, Grid((139, 139)))["conductivity"])
-    assert 1e-4 < relative(there, finer) < 0.01, "a finer solve is no inverse crime, nor another problem"
+    assert 5e-4 < relative(there, finer) < 0.004, "a finer solve is no inverse crime, nor another problem"
 
 
 def test_another_number_of_sensors() -> None:
