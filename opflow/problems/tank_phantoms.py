@@ -122,7 +122,7 @@ def inner_points(triangles: Points) -> Points:
     for _ in range(2):  # each is cut at the middles of its sides into four
         middles = (parts + np.roll(parts, -1, 2)) / 2
         at_corners = np.stack([parts, middles, np.roll(middles, 1, 2)], -2)
-        parts = np.concatenate([middles[:, :, None], at_corners], 2).reshape(len(triangles), -1, 3, 2)
+        parts = np.concatenate([middles[:, :, None], at_corners], 2).reshape(len(triangles), 4 * parts.shape[1], 3, 2)
     return parts.mean(2)
 
 
