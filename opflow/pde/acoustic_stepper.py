@@ -12,14 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Central differences of order eight: of the first derivative at +1, ..., +4 (odd), of the second at 0, ..., 4 (even).
-FIRST = (4 / 5, -1 / 5, 4 / 105, -1 / 280)
-SECOND = (-205 / 72, 8 / 5, -1 / 5, 8 / 315, -1 / 560)
-LARGEST = -SECOND[0] + 2 * sum(
-    abs(c) for c in SECOND[1:]
-)  # of -h^2 times the second difference, where neighbours alternate
+from opflow.pde.absorbing_line import LARGEST, AbsorbingLine, apply_first, apply_last
+
 KAISER, HALF_WIDTH = 6.31, 4.0  # of the window of a point source (Hicks 2002, table 2)
-REFLECTION = 1e-6  # of the continuous layer at normal incidence, which fixes its damping
 
 
 @dataclass(frozen=True)
@@ -49,14 +44,8 @@ class AcousticStepper:
 
         u^(n+1) = 2 u^n - u^(n-1) + (c dt)^2 (D_1 u^n + D_2 u^n + s w^n)
 
-    D_j is the eighth-order second difference along axis j, in the layer that of a stretched coordinate by recursive convolution
-    (Komatitsch and Martin 2007; in second-order form Pasalic and McGarry 2010): with d the eighth-order first difference,
-
-        psi <- b psi + a d u,    zeta <- b zeta + a (d^2 u + d psi),    D u = d^2 u + d psi + zeta,
-        b = exp(-(sigma + alpha) dt),    a = sigma / (sigma + alpha) (b - 1),
-
-    sigma cubic in the depth into the layer, alpha falling from pi frequency to 0. So D is a linear recursion along a line that no
-    medium enters, one small dense matrix: on these grids a matrix product is faster than slices, and its transpose is the adjoint.
+    D_j is the eighth-order second difference along axis j, in the layer that of a stretched coordinate by recursive convolution: see
+    `AbsorbingLine`, whose transpose steps the adjoint.
 
     In all second order in time, eighth in space. Stable for c dt sqrt(h_1^-2 + h_2^-2) <= 0.784, c dt / h <= 0.555 on squares; see `check`.
 
@@ -91,8 +80,8 @@ class AcousticStepper:
         self.shape, self.spacing, self.time_step = tuple(shape), tuple(spacing), time_step
         self.cells = absorbing_cells
         self.nodes = tuple(n + 2 * absorbing_cells for n in shape)
-        self._lines = tuple(
-            _line_recursion(n, h, time_step, absorbing_cells, speed, frequency)
+        self.lines = tuple(
+            AbsorbingLine(n, h, time_step, cells=absorbing_cells, speed=speed, frequency=frequency)
             for n, h in zip(self.nodes, spacing, strict=True)
         )
 
@@ -187,8 +176,8 @@ class AcousticStepper:
 class _Waves:
     """The waves of n media and S shots, stepped in place.
 
-    Fields are (depth, n S, width); `line_x` holds u and the layer's memory along width, [u | psi | zeta], `line_z` along depth. The first
-    medium of `change` (depth, k, 1, width) has k tangents, the other samples here: they have its medium and no source.
+    Fields are (depth, n S, width); `line_z` and `line_x` hold u and the layers' memory along depth and along width. With `change`
+    (depth, k, 1, width) the first medium, the only one then, has k tangents, the other samples here, which have no source.
     """
 
     def __init__(
@@ -200,8 +189,9 @@ class _Waves:
         receivers: Tensor,
         change: Tensor | None = None,
     ) -> None:
-        (nz, nx), (Z, X) = stepper.nodes, stepper._lines
-        self.Z, self.X, self.m, self.change, self.every = Z.to(m), X.T.contiguous().to(m), m, change, shots.every
+        (nz, nx), (Z, X) = stepper.nodes, stepper.lines
+        self.Z, self.X, self.m, self.change, self.every = Z.blocks(m), X.blocks(m), m, change, shots.every
+        self.in_z, self.in_x = Z.nodes, X.nodes
         n, S = m.shape[1] + (0 if change is None else change.shape[1]), sources.shape[2]
         self.n_times, self.wavelet = shots.n_times, shots.wavelet.tolist()
         self.sizes = (n, S, self.n_times, len(receivers))
@@ -211,14 +201,14 @@ class _Waves:
         held = sources.flatten(1).any(1).nonzero()[:, 0]
         self.held = slice(int(held[0]), int(held[-1]) + 1) if len(held) else slice(0, 0)
         self.sources = sources[self.held]
-        self.line_x = m.new_zeros(nz, n * S, len(X))
-        self.line_z = m.new_zeros(len(Z), n * S, nx)
-        self.before, self.spare = m.new_zeros(2, nz, n * S, nx)
+        self.line_x = m.new_zeros(nz, n * S, X.size)
+        self.line_z = m.new_zeros(Z.size, n * S, nx)
+        self.before, self.force = m.new_zeros(2, nz, n * S, nx)
         self.next_x, self.next_z = torch.empty_like(self.line_x), torch.empty_like(self.line_z)
 
     @property
     def u(self) -> Tensor:
-        return self.line_z[: self.split[0]]
+        return self.line_z[self.in_z]
 
     def state(self) -> tuple[Tensor, ...]:
         return self.line_x.clone(), self.line_z.clone(), self.before.clone()
@@ -228,24 +218,20 @@ class _Waves:
             mine.copy_(kept)
 
     def step(self, n: int) -> Tensor:
-        """From u^n to u^(n+1); returns lap u^n + s w^n (depth, n S, width), which lives until the next step."""
-        nz, nx = self.split[0], self.split[3]
-        torch.mm(self.line_x.flatten(0, 1), self.X, out=self.next_x.flatten(0, 1))
-        torch.mm(self.Z, self.line_z.flatten(1), out=self.next_z.flatten(1))
-        force = self.next_z[:nz]
-        force += self.next_x[..., :nx]
+        """From u^n to u^(n+1); returns lap u^n + s w^n (depth, n S, width), which the next step overwrites."""
+        apply_last(self.X, self.line_x, self.next_x)
+        apply_first(self.Z, self.line_z, self.next_z)
+        force = torch.add(self.next_z[self.in_z], self.next_x[..., self.in_x], out=self.force)
         sourced = force.view(self.split)[self.held]
         (sourced if self.change is None else sourced[:, :1]).add_(self.sources, alpha=self.wavelet[n])
         after = self.before.neg_().add_(self.u, alpha=2).view(self.split)
         after.addcmul_(self.m, force.view(self.split))
         if self.change is not None:
             after[:, 1:].addcmul_(self.change, force.view(self.split)[:, :1])
-        self.spare.copy_(self.u)
-        self.u.copy_(self.before)
-        self.before, self.spare = self.spare, self.before
-        self.line_z[nz:] = self.next_z[nz:]
-        self.line_x[..., :nx] = self.u
-        self.line_x[..., nx:] = self.next_x[..., nx:]
+        self.next_z[self.in_z] = self.next_x[..., self.in_x] = self.before
+        self.before.copy_(self.u)
+        self.line_x, self.next_x = self.next_x, self.line_x
+        self.line_z, self.next_z = self.next_z, self.line_z
         return force
 
     def heard(self) -> Tensor:
@@ -287,10 +273,10 @@ class _Records(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (m,), (stepper, shots, sources, receivers, steps) = ctx.saved_tensors, ctx.parts
         waves = _Waves(stepper, m, shots, sources, receivers)
-        nz, n, S, nx = waves.split
+        _, n, S, _ = waves.split
         heard = gradient.permute(2, 3, 0, 1).reshape(shots.n_times, -1, n * S)
-        Z, X = waves.Z.T.contiguous(), waves.X.T.contiguous()
-        # Adjoints of [force | memory] after the step, and of u^(n+1) and u^n as "before".
+        Z, X = (line.blocks(m, transposed=True) for line in stepper.lines)
+        # Adjoints of force and memory after the step, and of u^(n+1) and u^n as "before".
         line_x, line_z = torch.zeros_like(waves.line_x), torch.zeros_like(waves.line_z)
         back_x, back_z = torch.empty_like(line_x), torch.empty_like(line_z)
         after, before = torch.zeros_like(waves.before), torch.zeros_like(waves.before)
@@ -302,12 +288,12 @@ class _Records(torch.autograd.Function):
             forces = [waves.step(step).clone() for step in range(start, end)]
             for step in range(end - 1, start - 1, -1):
                 result.addcmul_(after.view(waves.split), forces.pop().view(waves.split))
-                torch.mul(after.view(waves.split), m, out=line_z[:nz].view(waves.split))
-                line_x[..., :nx] = line_z[:nz]
-                torch.mm(line_x.flatten(0, 1), X, out=back_x.flatten(0, 1))
-                torch.mm(Z, line_z.flatten(1), out=back_z.flatten(1))
-                line_x[..., nx:], line_z[nz:] = back_x[..., nx:], back_z[nz:]
-                now = before.add_(after, alpha=2).add_(back_z[:nz]).add_(back_x[..., :nx])
+                torch.mul(after.view(waves.split), m, out=line_z[waves.in_z].view(waves.split))
+                line_x[..., waves.in_x] = line_z[waves.in_z]
+                apply_last(X, line_x, back_x)
+                apply_first(Z, line_z, back_z)
+                now = before.add_(after, alpha=2).add_(back_z[waves.in_z]).add_(back_x[..., waves.in_x])
+                line_x, back_x, line_z, back_z = back_x, line_x, back_z, line_z
                 if step % shots.every == 0:
                     now[waves.rows, :, waves.columns] += heard[step // shots.every]
                 after, before = now, after.neg_()
@@ -319,30 +305,3 @@ def ricker(frequency: float, time_step: float, steps: int, delay: float | None =
     t = time_step * torch.arange(steps, dtype=torch.float64) - (1.5 / frequency if delay is None else delay)
     q = (torch.pi * frequency * t) ** 2
     return (1 - 2 * q) * torch.exp(-q)
-
-
-def _line_recursion(n: int, h: float, dt: float, cells: int, speed: float, frequency: float) -> Tensor:
-    """The map of [u | psi | zeta] to [D u | psi | zeta] along a line, (n + 4 cells, n + 4 cells), float64; u is 0 beyond the line."""
-
-    def shifted(k: int) -> Tensor:
-        return torch.diag(torch.ones(n - abs(k), dtype=torch.float64), k)
-
-    d, d2 = torch.zeros(n, n, dtype=torch.float64), SECOND[0] * shifted(0)
-    for k in range(1, 5):
-        d += FIRST[k - 1] * (shifted(k) - shifted(-k))
-        d2 += SECOND[k] * (shifted(k) + shifted(-k))
-    d, d2 = d / h, d2 / h**2
-    i = torch.arange(n)
-    layer = torch.cat([i[:cells], i[n - cells :]])
-    depth = torch.cat([cells - i[:cells], i[:cells] + 1]).double() / cells  # 1 at the outermost node
-    sigma = -(3 + 1) * speed * math.log(REFLECTION) / (2 * cells * h) * depth**3
-    alpha = math.pi * frequency * (1 - depth)
-    b = torch.exp(-(sigma + alpha) * dt)
-    a = sigma / (sigma + alpha) * (b - 1)
-    p = len(layer)
-    psi = torch.cat([a[:, None] * d[layer], torch.diag(b), torch.zeros(p, p)], dim=1)  # of [u | psi | zeta]
-    zeta = a[:, None] * (torch.cat([d2[layer], torch.zeros(p, 2 * p)], dim=1) + d[layer][:, layer] @ psi)
-    zeta[:, n + p :] += torch.diag(b)
-    u = torch.cat([d2, torch.zeros(n, 2 * p)], dim=1) + d[:, layer] @ psi
-    u[layer] += zeta
-    return torch.cat([u, psi, zeta])
