@@ -16,7 +16,7 @@ PETSC_VENV := .venv-petsc
 PETSC_DIR ?= $(lastword $(wildcard /usr/lib/petscdir/*/*-real /usr/lib/petsc))
 PETSC_ENV := PETSC_DIR=$(PETSC_DIR) OMP_NUM_THREADS=1
 
-.PHONY: help demo test test-slow test-gpu check format bench bench-gpu accuracy docs petsc clean
+.PHONY: help demo test test-slow test-gpu check format bench bench-gpu accuracy inverse docs petsc clean
 
 help:
 	@echo "demo       install, generate, train, evaluate, draw, call the result from SciPy"
@@ -25,6 +25,7 @@ help:
 	@echo "test-slow  the long tests        test-gpu   the tests that need a CUDA device"
 	@echo "bench      benchmarks, on a CPU  bench-gpu  benchmarks, on a CUDA device"
 	@echo "accuracy   what the accuracy table lacks: hours on a CPU, resumable"
+	@echo "inverse    what the table of inverse problems lacks: hours on a CPU, resumable"
 	@echo "docs       the documentation     format     format the code"
 	@echo "petsc      the PETSc example and tests, beside Debian's petsc4py and NumPy 1.26"
 
@@ -77,6 +78,9 @@ bench: $(VENV)/.installed-viz-cli-fem-bench
 
 accuracy: $(VENV)/.installed-viz-cli
 	$(BIN)/python -m benchmarks.accuracy --row all
+
+inverse: $(VENV)/.installed-viz-cli
+	$(BIN)/python -m benchmarks.inverse --jobs 2
 
 bench-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.spectral_conv --device cuda
