@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk
-from opflow.layers.coordinates import BoxCoordinates, is_symbolic
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, is_symbolic
 from opflow.layers.measurement_mixing import POOLINGS, MeasurementMixing, as_kept, check_measurements
 from opflow.layers.mlp import MLP
 from opflow.layers.point_interpolation import interpolate
@@ -172,6 +172,8 @@ class NIO(nn.Module):
         basis: int = 64,
         mixer: Sequence[int] | None = (256,),
         trunk: Sequence[int] = (128, 128, 128),
+        trunk_features: int | None = 64,
+        fourier_scale: float = 1.0,
         n_modes: int | Sequence[int] = 12,
         n_layers: int = 2,
         padding: float = 0.25,
@@ -197,6 +199,9 @@ class NIO(nn.Module):
             mixer: hidden widths from the pooled features to the coefficients; None for the identity, which needs
                 the mean alone, one field, and as many features as functions.
             trunk: hidden widths of the trunk.
+            trunk_features: so many random Fourier features of the coordinates go into the trunk; None for the coordinates themselves, from
+                which it learns what varies slowly first, and the finest part of a coefficient perhaps never.
+            fourier_scale: deviation of their frequencies, in cycles per half of the domain's side.
             n_modes: two-sided, per axis or one number for all.
             n_layers: Fourier layers.
             padding: of axes that are not periodic.
@@ -240,7 +245,8 @@ class NIO(nn.Module):
             nn.Sequential(nn.Identity() if widths is None else MLP(widths), nn.Unflatten(-1, (fields, basis))),
             nn.Sequential(
                 BoxCoordinates(grid.box),
-                MLP((grid.dim, *trunk, basis)),
+                *_waves(grid.dim, trunk_features, fourier_scale),
+                MLP((trunk_features or grid.dim, *trunk, basis)),
                 nn.GELU(),
                 nn.Unflatten(-1, (1, basis)),
             ),
@@ -258,7 +264,7 @@ class NIO(nn.Module):
             "encoder_channels": None if encoder_channels is None else list(encoder_channels),
             "descriptors": None if table is None else table.tolist(), "features": features, "pooling": list(mixing.pooling),
             "queries": queries, "fields": fields, "basis": basis, "mixer": None if mixer is None else list(mixer),
-            "trunk": list(trunk), "n_modes": modes, "n_layers": n_layers, "padding": padding, "positive": positive,
+            "trunk": list(trunk), "trunk_features": trunk_features, "fourier_scale": fourier_scale, "n_modes": modes, "n_layers": n_layers, "padding": padding, "positive": positive,
             "lifting": lifting, "reconstruction": reconstruction.recipe if reconstruction is not None else None,
         }  # fmt: skip
         return model
@@ -293,9 +299,13 @@ class NIO(nn.Module):
         """
         return cls.build(
             sensors, in_channels, grid, hidden_channels, encoder="published", encoder_channels=(round(100 * width),),
-            features=basis, pooling=("mean",), fields=1, basis=basis, mixer=None, trunk=trunk, n_modes=n_modes,
+            features=basis, pooling=("mean",), fields=1, basis=basis, mixer=None, trunk=trunk, trunk_features=None, n_modes=n_modes,
             n_layers=n_layers, positive=positive, lifting=lifting,
         )  # fmt: skip
+
+
+def _waves(dim: int, features: int | None, scale: float) -> list[nn.Module]:
+    return [] if features is None else [FourierFeatures(dim, features, scale=scale)]
 
 
 def _encoder(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk
-from opflow.layers.coordinates import BoxCoordinates
+from opflow.layers.coordinates import BoxCoordinates, FourierFeatures
 from opflow.layers.mlp import MLP
 from opflow.models.encoder_decoder import stacked
 from opflow.models.output_scale import OutputScale
@@ -60,6 +60,8 @@ class StackedDeepONet(nn.Module):
         basis: int = 128,
         branch: Sequence[int] = (256, 256),
         trunk: Sequence[int] = (128, 128, 128),
+        trunk_features: int | None = None,
+        fourier_scale: float = 1.0,
         positive: bool = True,
     ) -> StackedDeepONet:
         """The usual parts from plain values, which `model.recipe` keeps.
@@ -69,6 +71,7 @@ class StackedDeepONet(nn.Module):
             grid: of the field, or its `Grid.to_json`.
             basis: how many products are summed.
             branch, trunk: hidden widths.
+            trunk_features, fourier_scale: as of `NIO.build`.
             positive: the field is an exponential.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
@@ -76,13 +79,19 @@ class StackedDeepONet(nn.Module):
         size = n_measurements * in_channels * math.prod(sensors)
         model = cls(
             MLP((size, *branch, basis)),
-            nn.Sequential(BoxCoordinates(grid.extent), MLP((grid.dim, *trunk, basis)), nn.GELU()),
+            nn.Sequential(
+                BoxCoordinates(grid.extent),
+                *([] if trunk_features is None else [FourierFeatures(grid.dim, trunk_features, scale=fourier_scale)]),
+                MLP((trunk_features or grid.dim, *trunk, basis)),
+                nn.GELU(),
+            ),
             BranchTrunk(),
             OutputScale(positive=positive),
             grid=grid,
         )
         model.recipe = {
             "model": cls.__name__, "n_measurements": n_measurements, "sensors": list(sensors), "in_channels": in_channels,
-            "grid": grid.to_json(), "basis": basis, "branch": list(branch), "trunk": list(trunk), "positive": positive,
+            "grid": grid.to_json(), "basis": basis, "branch": list(branch), "trunk": list(trunk),
+            "trunk_features": trunk_features, "fourier_scale": fourier_scale, "positive": positive,
         }  # fmt: skip
         return model
