@@ -40,7 +40,7 @@ SURFACE = {
         "GMRES", "AlgebraicMultigrid", "ConjugateDirection", "ConjugateGradient", "FaceStencil", "FastPoisson", "LinearOperator", "Multigrid",
         "Reason", "SetUpOnce", "Solution", "SolverError", "implicit_solve",
     ],
-    "opflow.data": ["FieldDataset", "generate", "open_dataset", "read_ktc", "random_subsets", "write_dataset"],
+    "opflow.data": ["FieldDataset", "generate", "open_dataset", "read_fresnel", "read_ktc", "random_subsets", "write_dataset"],
     "opflow.training": [
         "CausalWeights", "GradientNormBalance", "LevenbergMarquardt", "LimitedMemoryBFGS", "SelfScaledBroyden", "StateSelection",
         "TangentKernelBalance", "evaluate", "fit", "gauss_newton_covariance", "load_checkpoint", "save_checkpoint",
