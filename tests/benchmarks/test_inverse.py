@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.inverse_models import BUILDERS, built
 from benchmarks.inverse_questions import Case, Question, folder_of
 from benchmarks.inverse_training import Budget, corrupted
 from opflow import Batch, Grid, problems
-from opflow.data import generate
+from opflow.data import FieldDataset, generate
 from opflow.problems import ImpedanceTomography
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -335,3 +336,39 @@ def test_the_site_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert text.index("constant answer") < text.index("better NIO")
     assert "x 1.00" in shown.ablations(path) and "| 3 | 5 | 11 | 0.01 |" in shown.cost(path)
     assert "2.00 [1.00, 4.00; 6.00]" in text and "| 30.0 [15.0, 60.0; 90.0]" in text
+
+
+@dataclass
+class Shapes:
+    """What a model is built from, without any data."""
+
+    problem: Any
+    grid: Grid
+    shape: tuple[int, int, tuple[int, ...]]
+
+    @property
+    def train(self) -> FieldDataset:
+        L, channels, sensors = self.shape
+        field = torch.rand(2, *self.grid.shape) + 1
+        return FieldDataset.from_arrays(None, field, self.grid, measurements=torch.randn(2, L, channels, *sensors))
+
+
+@pytest.mark.parametrize("problem", TABLE["problems"])
+def test_networks_fit_their_problem_and_are_alike_in_size(problem: str) -> None:
+    chosen = inverse.settings(problem, "nio", "cpu")
+    recipe = chosen["recipe"]
+    equation = getattr(problems, recipe["problem"])(**recipe.get("parameters", {}))
+    values = {key: value for key, value in recipe["grid"].items() if key != "kind"}
+    grid = Grid.polar(**values) if "kind" in recipe["grid"] else Grid(**values)
+    _, L, channels, *sensors = equation.observe(equation.sample(1, grid), grid=grid)["measurements"].shape
+    assert chosen["counts"][0] == L
+    question = Shapes(equation, grid.subsampled(chosen.get("stride", 1)), (L, channels, tuple(sensors)))
+    sizes = {}
+    for method in inverse.methods_of(problem):
+        settings = inverse.settings(problem, method, "cpu")
+        if settings["kind"] == "network" and "reconstruction" not in settings:
+            model = built(question, settings)  # type: ignore[arg-type]
+            sizes[method] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(problem, question.shape, question.grid.shape, sizes)
+    for method in ("deeponet", "encoder-decoder", "nio-lifting", "nio-published"):
+        assert 0.5 <= sizes[method] / sizes["nio"] <= 2.0, (method, sizes)
