@@ -14,7 +14,7 @@ from opflow.grid import Grid
 from opflow.layers.measurement_mixing import as_kept, check_measurements
 from opflow.layers.point_interpolation import interpolate
 from opflow.layers.sensor_encoder import ImageEncoder, SensorEncoder
-from opflow.models.output_scale import OutputScale
+from opflow.models.inverse_units import InverseUnits
 from opflow.typing import check_sizes
 
 
@@ -35,7 +35,7 @@ class EncoderDecoder(nn.Module):
     torch.Size([2, 1, 24, 24])
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, scale: OutputScale, *, grid: Grid) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, scale: InverseUnits, *, grid: Grid) -> None:
         super().__init__()
         self.encoder, self.decoder, self.scale, self.grid = encoder, decoder, scale, grid
         self.recipe: dict[str, object] | None = None
@@ -57,6 +57,8 @@ class EncoderDecoder(nn.Module):
         features: int = 256,
         decoder_channels: Sequence[int] = (64, 48, 32),
         positive: bool = True,
+        whitening: float | None = None,
+        noise: float = 0.01,
     ) -> EncoderDecoder:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -67,9 +69,13 @@ class EncoderDecoder(nn.Module):
             features: of the vector between.
             decoder_channels: each level of the decoder doubles the grid.
             positive: the field is an exponential.
+            whitening, noise: of single measurements, see `InverseUnits`; None whitens by 1/2 where they are small enough.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
         check_sizes(n_measurements=n_measurements, in_channels=in_channels, features=features)
+        units = InverseUnits.build(
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
+        )
         stack = n_measurements * in_channels
         encoder: nn.Module = (
             ImageEncoder(stack, sensors, features, channels)
@@ -77,11 +83,12 @@ class EncoderDecoder(nn.Module):
             else SensorEncoder(stack, sensors[0], features, channels)
         )
         decoder = GridDecoder(features, grid.shape, decoder_channels)
-        model = cls(nn.Sequential(encoder, nn.GELU()), decoder, OutputScale(positive=positive), grid=grid)
+        model = cls(nn.Sequential(encoder, nn.GELU()), decoder, units, grid=grid)
         model.recipe = {
             "model": cls.__name__, "n_measurements": n_measurements, "sensors": list(sensors), "in_channels": in_channels,
             "grid": grid.to_json(), "channels": list(channels), "features": features,
             "decoder_channels": list(decoder_channels), "positive": positive,
+            "whitening": units.whitening, "noise": noise,
         }  # fmt: skip
         return model
 
@@ -111,7 +118,7 @@ class GridDecoder(nn.Module):
         return self.last(v)
 
 
-def stacked(measurements: Tensor, mask: Tensor | None, scale: OutputScale, owner: str) -> Tensor:
+def stacked(measurements: Tensor, mask: Tensor | None, scale: InverseUnits, owner: str) -> Tensor:
     """(batch, L, channel, *sensors) -> (batch, L channel, *sensors) in units of their size, zero where the mask is False."""
     check_measurements(measurements, scale.size, owner)
     kept = as_kept(mask, measurements)

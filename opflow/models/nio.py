@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from opflow.layers.mlp import MLP
 from opflow.layers.point_interpolation import interpolate
 from opflow.layers.sensor_encoder import FlatEncoder, ImageEncoder, SensorEncoder, SideEncoder
 from opflow.models.fno import FNO
+from opflow.models.inverse_units import InverseUnits
 from opflow.models.kernel_ridge import KernelRidge
-from opflow.models.output_scale import OutputScale
 from opflow.typing import Field, check_sizes
 
 ENCODERS = ("circular", "line", "perceptron", "image", "published")
@@ -47,6 +48,7 @@ class NIO(nn.Module):
         grid: where the output is.
         descriptors: g (L, d) of the usual measurements, taken where a call gives none.
         reconstruction: a model of the measurements whose output, in the units of R, joins f and is added to R's output.
+        skip: add the first feature channel to R's output.
 
     >>> model = NIO.build((272,), 1, Grid((24, 24)), descriptors=torch.eye(20).tolist())
     >>> model(torch.zeros(2, 20, 1, 272)).shape
@@ -64,16 +66,17 @@ class NIO(nn.Module):
         *,
         combine: BranchTrunk,
         refine: nn.Module,
-        scale: OutputScale,
+        scale: InverseUnits,
         grid: Grid,
         embedding: nn.Module | None = None,
         descriptors: Tensor | None = None,
         reconstruction: nn.Module | None = None,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.embedding, self.mixing, self.coefficients = encoder, embedding, mixing, coefficients
         self.trunk, self.combine, self.refine, self.scale = trunk, combine, refine, scale
-        self.grid, self.reconstruction = grid, reconstruction
+        self.grid, self.reconstruction, self.skip = grid, reconstruction, skip
         self.register_buffer("descriptors", descriptors)
         self.recipe: dict[str, object] | None = None
 
@@ -109,11 +112,11 @@ class NIO(nn.Module):
             raise ValueError("descriptors were given to a model without; build it with descriptors=(L, d) numbers.")
         grid = self.grid if shape is None else self.grid.with_shape(shape)
         fields = self._fields(self.coefficients(self.mixing(features, mask)), grid)
-        if self.reconstruction is None:
-            field = self.scale.field(self.refine(fields))
-        else:
+        raw = fields[:, :1] if self.skip else 0.0
+        if self.reconstruction is not None:
             base = self._reconstructed(measurements, mask, held_out, grid)
-            field = self.scale.field(base + self.refine(torch.cat([base, fields], dim=1)))
+            raw, fields = raw + base, torch.cat([base, fields], dim=1)
+        field = self.scale.field(raw + self.refine(fields))
         return field if coords is None else interpolate(field, grid, coords)
 
     def _encoded(self, y: Tensor, mask: Tensor | None) -> Tensor:
@@ -175,9 +178,12 @@ class NIO(nn.Module):
         trunk_features: int | None = 64,
         fourier_scale: float = 1.0,
         n_modes: int | Sequence[int] = 12,
-        n_layers: int = 2,
+        n_layers: int = 1,
         padding: float = 0.25,
+        skip: bool = True,
         positive: bool = True,
+        whitening: float | None = None,
+        noise: float = 0.01,
         lifting: str = "trained",
         reconstruction: KernelRidge | Mapping[str, Any] | None = None,
     ) -> NIO:
@@ -205,7 +211,9 @@ class NIO(nn.Module):
             n_modes: two-sided, per axis or one number for all.
             n_layers: Fourier layers.
             padding: of axes that are not periodic.
+            skip: add the first feature channel to R's output, so that R corrects a field that is linear in the functions of the trunk.
             positive: the coefficient is an exponential.
+            whitening, noise: see `InverseUnits`; None whitens by 1/2 where a measurement is small enough.
             lifting: "frozen" keeps the first map of the Fourier part as it was drawn: a fault of the published code, for ablations.
             reconstruction: a fitted `KernelRidge`, or its recipe, whose output R corrects.
         """
@@ -227,6 +235,9 @@ class NIO(nn.Module):
                 f"mixer=None makes {fields} fields of {basis} functions from {mixing.out_features} features; give fields=1, pooling=('mean',) "
                 "and features equal to basis, or hidden widths."
             )
+        units = InverseUnits.build(
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
+        )
         widths = None if mixer is None else (mixing.out_features, *mixer, fields * basis)
         is_reconstructed = reconstruction is not None
         refine = FNO.build(
@@ -252,11 +263,12 @@ class NIO(nn.Module):
             ),
             combine=BranchTrunk(fields),
             refine=refine,
-            scale=OutputScale(positive=positive),
+            scale=units,
             grid=grid,
             embedding=None if table is None else MLP((table.shape[1], features, 2 * features)),
             descriptors=table,
             reconstruction=reconstruction,
+            skip=skip,
         )
         model.recipe = {
             "model": cls.__name__, "sensors": list(sensors), "in_channels": in_channels, "grid": grid.to_json(),
@@ -264,7 +276,8 @@ class NIO(nn.Module):
             "encoder_channels": None if encoder_channels is None else list(encoder_channels),
             "descriptors": None if table is None else table.tolist(), "features": features, "pooling": list(mixing.pooling),
             "queries": queries, "fields": fields, "basis": basis, "mixer": None if mixer is None else list(mixer),
-            "trunk": list(trunk), "trunk_features": trunk_features, "fourier_scale": fourier_scale, "n_modes": modes, "n_layers": n_layers, "padding": padding, "positive": positive,
+            "trunk": list(trunk), "trunk_features": trunk_features, "fourier_scale": fourier_scale, "n_modes": modes, "n_layers": n_layers, "padding": padding, "skip": skip,
+            "positive": positive, "whitening": units.whitening, "noise": noise,
             "lifting": lifting, "reconstruction": reconstruction.recipe if reconstruction is not None else None,
         }  # fmt: skip
         return model
@@ -300,7 +313,7 @@ class NIO(nn.Module):
         return cls.build(
             sensors, in_channels, grid, hidden_channels, encoder="published", encoder_channels=(round(100 * width),),
             features=basis, pooling=("mean",), fields=1, basis=basis, mixer=None, trunk=trunk, trunk_features=None, n_modes=n_modes,
-            n_layers=n_layers, positive=positive, lifting=lifting,
+            n_layers=n_layers, skip=False, positive=positive, whitening=0.0, lifting=lifting,
         )  # fmt: skip
 
 

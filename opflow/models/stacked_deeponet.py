@@ -13,7 +13,7 @@ from opflow.layers.branch_trunk import BranchTrunk
 from opflow.layers.coordinates import BoxCoordinates, FourierFeatures
 from opflow.layers.mlp import MLP
 from opflow.models.encoder_decoder import stacked
-from opflow.models.output_scale import OutputScale
+from opflow.models.inverse_units import InverseUnits
 from opflow.typing import check_sizes
 
 
@@ -36,7 +36,7 @@ class StackedDeepONet(nn.Module):
     """
 
     def __init__(
-        self, branch: nn.Module, trunk: nn.Module, combine: BranchTrunk, scale: OutputScale, *, grid: Grid
+        self, branch: nn.Module, trunk: nn.Module, combine: BranchTrunk, scale: InverseUnits, *, grid: Grid
     ) -> None:
         super().__init__()
         self.branch, self.trunk, self.combine, self.scale, self.grid = branch, trunk, combine, scale, grid
@@ -63,6 +63,8 @@ class StackedDeepONet(nn.Module):
         trunk_features: int | None = None,
         fourier_scale: float = 1.0,
         positive: bool = True,
+        whitening: float | None = None,
+        noise: float = 0.01,
     ) -> StackedDeepONet:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -73,9 +75,13 @@ class StackedDeepONet(nn.Module):
             branch, trunk: hidden widths.
             trunk_features, fourier_scale: as of `NIO.build`.
             positive: the field is an exponential.
+            whitening, noise: of single measurements, see `InverseUnits`; None whitens by 1/2 where they are small enough.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
         check_sizes(n_measurements=n_measurements, in_channels=in_channels, basis=basis)
+        units = InverseUnits.build(
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
+        )
         size = n_measurements * in_channels * math.prod(sensors)
         model = cls(
             MLP((size, *branch, basis)),
@@ -86,12 +92,13 @@ class StackedDeepONet(nn.Module):
                 nn.GELU(),
             ),
             BranchTrunk(),
-            OutputScale(positive=positive),
+            units,
             grid=grid,
         )
         model.recipe = {
             "model": cls.__name__, "n_measurements": n_measurements, "sensors": list(sensors), "in_channels": in_channels,
             "grid": grid.to_json(), "basis": basis, "branch": list(branch), "trunk": list(trunk),
             "trunk_features": trunk_features, "fourier_scale": fourier_scale, "positive": positive,
+            "whitening": units.whitening, "noise": noise,
         }  # fmt: skip
         return model

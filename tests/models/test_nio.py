@@ -8,6 +8,7 @@ import torch
 from opflow import Batch, Grid
 from opflow.losses import DataMisfit, relative_l1
 from opflow.models import NIO, EncoderDecoder, KernelRidge, StackedDeepONet
+from opflow.models.inverse_units import InverseUnits
 from opflow.models.recipe import build_model
 
 GRID = Grid((9, 9))
@@ -129,7 +130,6 @@ def test_the_output_is_positive_and_in_units() -> None:
     fields = torch.exp(3 + 0.1 * torch.randn(10, 1, 9, 9, dtype=torch.float64))
     model.scale.fit(7 * measured(10), fields)
     assert bool((model(y) > 0).all()) and 10 < float(model(y).mean()) < 40
-    assert abs(float(model.scale.size) - 7) < 1
     free = nio(positive=False).requires_grad_(False)
     free.scale.fit(y, -fields)
     assert float(free(y).mean()) < -10
@@ -164,7 +164,7 @@ def test_a_reconstruction_is_what_an_untrained_network_says() -> None:
     x, _ = GRID.points().unbind(-1)
     fields = torch.exp(z[:, :1, None, None] * x)
     ridge = KernelRidge.build(5, (16,), 1, GRID, components=2, targets=1).double().fit(y, fields)
-    model = nio(reconstruction=ridge)
+    model = nio(reconstruction=ridge, skip=False)
     model.scale.fit(y, fields)
     for p in model.refine.project.parameters():
         p.data.zero_()
@@ -176,6 +176,31 @@ def test_a_reconstruction_is_what_an_untrained_network_says() -> None:
     assert model(y, shape=(17, 17)).shape == (30, 1, 17, 17)
     torch.testing.assert_close(model(y, shape=(17, 17))[..., ::2, ::2], ridge(y))
     assert not any(name.startswith("reconstruction") for name, _ in model.named_parameters())
+
+
+def test_units_whiten_what_is_above_the_noise() -> None:
+    """Directions of variances 1, 1e-2 and 1e-10: the second is raised by 10^(w), the third is noise and stays away."""
+    draw = torch.Generator().manual_seed(0)
+    V, _ = torch.linalg.qr(torch.randn(6, 6, generator=draw, dtype=torch.float64))
+    deviations = torch.tensor([1.0, 0.1, 1e-5, 0.0, 0.0, 0.0], dtype=torch.float64)
+    means = torch.randn(4, 6, generator=draw, dtype=torch.float64)  # of each measurement: no variance
+    y = (means + (torch.randn(5000, 4, 6, generator=draw, dtype=torch.float64) * deviations) @ V.T)[:, :, None]
+    fields = torch.ones(5000, 1, 3) + torch.rand(5000, 1, 3, generator=draw)
+    for whitening in (0.5, 1.0):
+        units = InverseUnits(6, whitening=whitening, noise=1e-3).double().fit(y, fields)
+        z = units.measurements(y)
+        assert z.shape == y.shape and abs(float(z.square().mean()) - 1) < 1e-6
+        found = ((z[:, :, 0] - z[:, :, 0].mean(0)) @ V).std((0, 1))
+        assert abs(float(found[1] / found[0]) / 0.1 ** (1 - whitening) - 1) < 0.02
+        assert float(found[2:].max()) < 1e-3 * float(found[0])
+        torch.testing.assert_close(units.whitener, units.whitener.T)
+    y[:100, 2] = torch.nan
+    assert bool(InverseUnits(6).double().fit(y, fields).whitener.isfinite().all())
+    plain = InverseUnits(6, whitening=0.0).double().fit(7 * y, fields)
+    torch.testing.assert_close(plain.measurements(y), y / plain.size, equal_nan=True)
+    torch.testing.assert_close(plain.field(plain.raw(fields.double())), fields.double())
+    with pytest.raises(ValueError, match="give whitening=0"):
+        InverseUnits(5000)
 
 
 @pytest.mark.parametrize(
