@@ -77,7 +77,11 @@ def settings(problem: str, method: str, preset: str) -> dict[str, Any]:
         of_method = merged(rows["methods"][of_method["base"]], of_method)
     of_method = merged(of_method, of_problem.get("methods", {}).get(method, {}))
     common = {key: rows[key] for key in ("noise", "few", "training")}
-    kept = {key: value for key, value in of_problem.items() if key not in ("title", "methods", "newton", *PRESETS)}
+    kept = {
+        key: value
+        for key, value in of_problem.items()
+        if key not in ("title", "methods", "newton", "reported", *PRESETS)
+    }
     chosen = merged(common, kept, of_problem[preset], of_method)
     encoder, is_square = chosen.pop("encoder"), chosen.pop("published")
     if "newton" in of_method:

@@ -95,7 +95,8 @@ def _setting(done: Sequence[Run]) -> str:
 
 def _table(problem: str, done: Sequence[Run], norm: str) -> str:
     cases = [(c["measurements"], c["noise"], c["kind"]) for c in done[0]["cases"]]
-    header = ("method", *(_case(*case) for case in cases))
+    reported = rows()["problems"][problem].get("reported", {}) if norm == "l1" else {}
+    header = ("method", *(("published\\*",) if reported else ()), *(_case(*case) for case in cases))
     lines = []
     for name, method in rows()["methods"].items():
         found = [run for run in done if run["method"] == name]
@@ -103,7 +104,8 @@ def _table(problem: str, done: Sequence[Run], norm: str) -> str:
             samples = found[0]["cases"][0]["samples"]
             few = samples < max(run["cases"][0]["samples"] for run in done)
             title = method["title"] + (f" (first {samples} samples)" if few else "")
-            lines.append([title, *(_cell(found, case, norm) for case in cases)])
+            beside = ["-" if name not in reported else _per_cent(reported[name])] if reported else []
+            lines.append([title, *beside, *(_cell(found, case, norm) for case in cases)])
     return table(header, lines)
 
 

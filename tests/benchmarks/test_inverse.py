@@ -335,6 +335,7 @@ def test_the_site_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = shown.problems(path)
     assert text.index("constant answer") < text.index("better NIO")
     assert "x 1.00" in shown.ablations(path) and "| 3 | 5 | 11 | 0.01 |" in shown.cost(path)
+    assert "published" in text and "published" not in shown.problems(path, "l2")
     assert "2.00 [1.00, 4.00; 6.00]" in text and "| 30.0 [15.0, 60.0; 90.0]" in text
 
 
