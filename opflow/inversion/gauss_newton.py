@@ -25,7 +25,7 @@ def gauss_newton(
     max_steps: int = 20,
     discrepancy: float | None = 1.0,
     start: Tensor | None = None,
-    rtol: float = 1e-8,
+    tolerance: float = 1e-6,
     check: Callable[[Tensor], Tensor] | None = None,
 ) -> Estimate:
     """The z that minimises |(F(a(z)) - data) / deviation|^2 / 2 + |z|^2 / 2, one sample.
@@ -44,7 +44,8 @@ def gauss_newton(
         discrepancy: stop as soon as the misfit is at most this many deviations (Morozov's principle); right where the prior is
             only a regularisation. None goes on to the minimum: right where the prior is meant and the covariance is wanted.
         start: z (k,) to begin from; the prior's mean by default.
-        rtol: the gradient's norm over that at the prior's mean, below which it counts as zero.
+        tolerance: the gradient's norm that counts as zero. The prior makes the curvature one at least, as far as F is linear, so that
+            the minimum is no further than this, in the prior's deviations.
         check: another forward map, for example a finer solver where F is a network: its misfit is reported, and a success that
             it does not confirm becomes ``Outcome.REFUTED``.
 
@@ -75,7 +76,7 @@ def gauss_newton(
     count = float(measured.kept.sum())
     r = residual(z)
     value = objective(r, z)
-    history, damping, reason, scale = [float((r @ r / count).sqrt())], 0.0, Outcome.MAX_STEPS, 0.0
+    history, damping, reason = [float((r @ r / count).sqrt())], 0.0, Outcome.MAX_STEPS
     covariance = None
     if not bool(r.isfinite().all()):
         return concluded(prior, z, measured, forward, None, Outcome.NAN_OR_INF, torch.tensor(history))
@@ -85,8 +86,7 @@ def gauss_newton(
         eigenvalues = eigenvalues.clamp(min=0.0)
         covariance = (V / (eigenvalues + 1)) @ V.T
         slope = J.T @ r + z
-        scale = max(scale, float((J.T @ (r - J @ z)).norm()))  # of the gradient at the prior's mean
-        if float(slope.norm()) <= rtol * scale:
+        if float(slope.norm()) <= tolerance:
             reason = Outcome.MINIMUM
             break
         if discrepancy is not None and history[-1] <= discrepancy:
