@@ -375,7 +375,7 @@ def classical(frequencies: tuple[float, ...], scan: Scan, grid: Grid, prior: Gau
         estimate = gauss_newton(
             F, waves[:last].flatten(0, 1), prior, deviation=torch.cat(deviation),
             mask=scan.mask[None, :, None].expand(last, -1, 2, -1).flatten(0, 1),
-            max_steps=6, discrepancy=None, start=z, rtol=1e-3,
+            max_steps=6, discrepancy=None, start=z, tolerance=0.1,
         )  # fmt: skip
         z = estimate.coefficients
     return estimate.field - 1, estimate.deviation
