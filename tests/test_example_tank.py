@@ -60,7 +60,7 @@ def test_a_folder_of_measurements_end_to_end(example: ModuleType, tmp_path: Path
     results = json.loads((out / "results.json").read_text())
     table = results["score_and_dice"]
     assert set(table) == {"3 test tanks", "target1"}  # the other has no truth, but a picture
-    assert set(table["target1"]) == {"U-Net", "NIO", "linearised + Otsu", "empty"}
+    assert set(table["target1"]) == {"U-Net", "NIO", "kernel ridge", "linearised + Otsu", "empty"}
     assert table["target1"]["U-Net"][0] == pytest.approx(score, abs=1e-4) and 0 <= score <= 1
     assert table["target1"]["empty"][1] == 0.0
     assert results["calibration_misfit"] < 1e-2
