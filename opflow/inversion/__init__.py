@@ -14,7 +14,13 @@ from opflow.inversion.gauss_newton import gauss_newton
 from opflow.inversion.linearised import LinearisedReconstruction, smoothness_penalty
 from opflow.inversion.map_estimate import map_estimate
 from opflow.inversion.prior import GaussianPrior
-from opflow.inversion.sampling import Samples, gaussian_log_likelihood, preconditioned_crank_nicolson
+from opflow.inversion.sampling import (
+    Samples,
+    effective_size,
+    gaussian_log_likelihood,
+    preconditioned_crank_nicolson,
+    split_r_hat,
+)
 from opflow.inversion.segmentation import otsu_thresholds, segment_conductivity
 
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "Samples",
     "coverage",
     "coverage_curve",
+    "effective_size",
     "gauss_newton",
     "gaussian_log_likelihood",
     "gaussian_transform",
@@ -39,4 +46,5 @@ __all__ = [
     "sampled_lower_bound",
     "segment_conductivity",
     "smoothness_penalty",
+    "split_r_hat",
 ]

@@ -14,7 +14,11 @@ from opflow.inversion.prior import GaussianPrior
 from opflow.typing import check_sizes
 
 TARGET_ACCEPTANCE = 0.3
-SMALLEST_STEP = 1e-4
+SMALLEST_STEP, LARGEST_STEP = (
+    1e-4,
+    0.95,
+)  # of the adapted beta; with some memory a chain leaves a tail sooner than without
+INFLATION = 1.5  # of the reference's covariance: proposals with lighter tails than the posterior's would leave chains stuck there
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def preconditioned_crank_nicolson(
     z' = sqrt(1 - beta^2) z + beta xi,   xi ~ N(0, I),   accepted with probability min(1, exp(l(z') - l(z)))
 
     leaves the prior invariant at every beta, so that the acceptance does not fall as modes are added. With a `reference` estimate
-    the same proposal is made about N(m, C), its Laplace approximation, and accepted by the ratio of the posterior to that (Rudolf and
+    the same proposal is made about N(m, 1.5 C), its Laplace approximation with room for heavier tails, and accepted by the ratio of the posterior to that (Rudolf and
     Sprungk 2018): the same posterior, in far fewer steps where the data say much. One call of the likelihood serves all chains.
 
     beta is adapted towards an acceptance of 0.3 in the burn-in and fixed afterwards, so that the kept draws are of one kernel.
@@ -154,7 +158,7 @@ def preconditioned_crank_nicolson(
             raise ValueError(
                 f"the reference needs a covariance and {k} coefficients; give an estimate of gauss_newton."
             )
-        centre, root = reference.coefficients, torch.linalg.cholesky(reference.covariance)
+        centre, root = reference.coefficients, torch.linalg.cholesky(INFLATION * reference.covariance)
     if start is not None and start.shape != (chains, k):
         raise ValueError(f"start has shape {tuple(start.shape)}; give one z a chain, ({chains}, {k}).")
 
@@ -182,7 +186,7 @@ def preconditioned_crank_nicolson(
         w, value = torch.where(moves[:, None], proposal, w), torch.where(moves, found, value)
         if t < burn_in:  # Robbins and Monro
             logit += (float(chance.mean()) - TARGET_ACCEPTANCE) * 4 / (1 + t) ** 0.6
-            beta = max(1 / (1 + math.exp(-min(max(logit, -30.0), 30.0))), SMALLEST_STEP)
+            beta = min(max(1 / (1 + math.exp(-min(max(logit, -30.0), 30.0))), SMALLEST_STEP), LARGEST_STEP)
             continue
         accepted += moves
         if (t - burn_in) % thin == thin - 1:
