@@ -107,7 +107,7 @@ def main(
     disturb = torch.Generator().manual_seed(seed + 1)
     x_valid, x_clean = read(add_noise(y_valid, noise, disturb)), read(y_test)
     x_noisy = read(add_noise(y_test, noise, disturb))
-    spread = float((x_clean - read(torch.zeros_like(y_test))).norm(dim=1).mean())
+    length = input_weight**0.5 * float(y_test.flatten(1).norm(dim=1).mean())
 
     # Ridge regression: linear, so that its factor is the norm of its matrix; its penalty is chosen on validation.
     x = read(add_noise(y, noise, disturb))
@@ -140,7 +140,9 @@ def main(
     print(
         f"{samples} conductivities, {y[0].numel()} numbers measured, {components} components read, {modes} coefficients written"
     )
-    print(f"a flux is {spread:.3g} long in its norm; noise {noise:g} of it is {noise * spread:.3g}")
+    print(
+        f"the fluxes of a conductivity are {length:.3g} long in their norm; noise {noise:g} of it is {noise * length:.3g}"
+    )
     rows = {
         "constant": _row(error(mean.expand(len(a_test), -1), a_test), 0.0, 0.0, 0.0),
         "ridge regression": _row(
@@ -163,8 +165,8 @@ def main(
     chosen = min((name for name in networks if name != "free"), key=lambda name: valid[name])
     row = rows[chosen]
     print(
-        f"chosen on validation: {chosen}. Noise of size {noise * spread:.3g} moves log a by at most {row['certified'] * noise * spread:.3g} "
-        f"in L2, certified; by {row['moved'] * noise * spread:.3g} at most on {test_samples} test samples."
+        f"chosen on validation: {chosen}. Noise of size {noise * length:.3g} moves log a by at most {row['certified'] * noise * length:.3g} "
+        f"in L2, certified; by {row['moved'] * noise * length:.3g} at most on {test_samples} test samples."
     )
 
     curves = {
@@ -194,7 +196,7 @@ def main(
     print(f"picture: {save_figure(figure, out / 'reconstructions.png')}")
     write_bytes(
         out / "results.json",
-        json.dumps({"rows": rows, "chosen": chosen, "noise": noise, "spread": spread}, indent=1).encode(),
+        json.dumps({"rows": rows, "chosen": chosen, "noise": noise, "length": length}, indent=1).encode(),
     )
     return row["ratio"]
 

@@ -45,7 +45,11 @@ SURFACE = {
         "CausalWeights", "GradientNormBalance", "LevenbergMarquardt", "LimitedMemoryBFGS", "SelfScaledBroyden", "StateSelection",
         "TangentKernelBalance", "evaluate", "fit", "gauss_newton_covariance", "load_checkpoint", "save_checkpoint",
     ],
-    "opflow.inversion": ["Estimate", "GaussianPrior", "LinearisedReconstruction", "Outcome", "gauss_newton", "segment_conductivity"],
+    "opflow.inversion": [
+        "Certificate", "Coverage", "Estimate", "GaussianPrior", "LinearisedReconstruction", "Outcome", "Samples", "coverage", "coverage_curve",
+        "gauss_newton", "gaussian_log_likelihood", "gaussian_transform", "interval_coverage", "lipschitz_bound", "map_estimate",
+        "preconditioned_crank_nicolson", "probability_transform", "sampled_lower_bound",
+    ],
     "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip
 
