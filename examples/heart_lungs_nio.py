@@ -7,7 +7,8 @@ Molinaro, Yang, Engquist and Mishra 2023):
 
 1. generate random thoraxes on a polar grid and measure them, on a solve twice as fine for training and three times as fine for
    validation and test: conductivities jump, and a grid moves the jumps,
-2. train a neural inverse operator on a random subset of the 32 rows of the map for every sample, with noise of a random level,
+2. train a neural inverse operator on a random subset of the 32 rows of the map for every sample, with noise of a random level: it
+   corrects the reconstruction by kernel ridge regression, of which it sees in training what the other samples say,
 3. test it on unseen thoraxes, beside kernel ridge regression, Gauss-Newton iterations under the prior that the training set suggests, and
    the constant answer,
 4. draw truth, reconstructions and error, and the error against the number of measurements.
@@ -50,6 +51,7 @@ def main(
     hidden_channels: int = 16,
     learning_rate: float = 1e-3,
     noise: float = 0.02,
+    ridge_first: bool = True,
     seed: int = 0,
     data_folder: Path = Path("data"),
     out: Path = Path("runs/heart_lungs_nio"),
@@ -68,6 +70,7 @@ def main(
         hidden_channels: width of the Fourier layers.
         learning_rate: the highest of the one-cycle schedule.
         noise: the largest relative level of the noise in training.
+        ridge_first: let the network correct the kernel ridge reconstruction instead of starting from nothing, which takes it far longer.
         seed: of the weights and of the order of the data; samples and noise of the test have seeds of their own.
         data_folder: where generated data are kept.
         out: where checkpoints, results and pictures go.
@@ -93,8 +96,9 @@ def main(
     )
     ridge.fit(add_noise(everything.input, 0.01, torch.Generator().manual_seed(seed)), everything.target)
     model = NIO.build(
-        sensors, channels, grid, hidden_channels, encoder="perceptron", descriptors=problem.descriptors.float()
-    )
+        sensors, channels, grid, hidden_channels, encoder="perceptron", descriptors=problem.descriptors.float(),
+        reconstruction=ridge if ridge_first else None,
+    )  # fmt: skip
     model.scale.fit(everything.input, everything.target)
     print(f"model: neural inverse operator with {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -103,7 +107,8 @@ def main(
         n = batch.batch_size
         level = noise * torch.rand(n, generator=generator).square().view(n, 1, 1, 1)
         noisy = batch.input + level * (add_noise(batch.input, 1.0, generator) - batch.input)
-        return Batch(noisy, batch.target, mask=random_subsets(n, L, generator), weight=batch.weight, index=batch.index)
+        parameters = {"held_out": batch.index} if ridge_first else None
+        return Batch(noisy, batch.target, None, parameters, random_subsets(n, L, generator), batch.weight, batch.index)
 
     batches = Batches(training, batch_size, shuffle=True, drop_last=True, seed=seed, transform=corrupted)
     held_out = [asked(validation, count, 0.01) for count in (L, L // 2, L // 4)]
