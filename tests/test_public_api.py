@@ -48,7 +48,7 @@ SURFACE = {
     "opflow.inversion": [
         "Certificate", "Coverage", "Estimate", "GaussianPrior", "LinearisedReconstruction", "Outcome", "Samples", "coverage", "coverage_curve",
         "gauss_newton", "gaussian_log_likelihood", "gaussian_transform", "interval_coverage", "lipschitz_bound", "map_estimate",
-        "preconditioned_crank_nicolson", "probability_transform", "sampled_lower_bound",
+        "preconditioned_crank_nicolson", "probability_transform", "sampled_lower_bound", "segment_conductivity",
     ],
     "opflow.interop": ["Predictor", "as_linear_operator", "as_petsc_pc", "as_preconditioner", "from_neuraloperator"],
 }  # fmt: skip

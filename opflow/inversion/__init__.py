@@ -1,7 +1,6 @@
 """Inversion: from measurements to coefficient fields, with a bound, an interval or a reason beside every answer."""
 
-from opflow.inversion.certificate import Certificate, lipschitz_bound, sampled_lower_bound
-from opflow.inversion.coverage import (
+from opflow.inversion.calibration import (
     Coverage,
     coverage,
     coverage_curve,
@@ -9,10 +8,11 @@ from opflow.inversion.coverage import (
     interval_coverage,
     probability_transform,
 )
+from opflow.inversion.certificate import Certificate, lipschitz_bound, sampled_lower_bound
 from opflow.inversion.estimate import Estimate, Outcome
-from opflow.inversion.gauss_newton import gauss_newton
+from opflow.inversion.levenberg_marquardt import gauss_newton
 from opflow.inversion.linearised import LinearisedReconstruction, smoothness_penalty
-from opflow.inversion.map_estimate import map_estimate
+from opflow.inversion.most_probable import map_estimate
 from opflow.inversion.prior import GaussianPrior
 from opflow.inversion.sampling import (
     Samples,
