@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.inverse_questions import Case, Question, pieces
 from benchmarks.inverse_training import VALIDATION_NOISE, train
-from opflow import Batch
+from opflow import Batch, Grid
 from opflow.batch import apply_model
 from opflow.data import FieldDataset
 from opflow.inversion import GaussianPrior, gauss_newton
@@ -171,13 +171,29 @@ def _prior(question: Question, options: Mapping[str, Any]) -> GaussianPrior:
     if options["prior"] == "cosine":
         coefficients = question.train.read(range(len(question.train))).target
         mean = float((coefficients.log() if options["link"] == "exp" else coefficients).mean())
-        return GaussianPrior.cosine(
-            grid, options["modes"], options["scale"], options["decay"], mean=mean, link=options["link"]
-        )
+        arguments = (options["modes"], options["scale"], options["decay"])
+        if grid.kind == "polar":
+            return _on_disc(grid, *arguments, mean=mean, link=options["link"])
+        return GaussianPrior.cosine(grid, *arguments, mean=mean, link=options["link"])
     fields = FieldDataset(question.folder / "train", inputs=(), dtype=torch.float64).read(range(len(question.train)))
     return GaussianPrior.from_samples(
         fields.target[:, 0], options["modes"], link=options["link"], weight=grid.quadrature_weights()
     )
+
+
+def _on_disc(grid: Grid, n_modes: int, scale: float, decay: float, *, mean: float, link: str) -> GaussianPrior:
+    """The prior of `GaussianPrior.cosine` on the square around the disc, seen at the points of a polar grid."""
+    radius = grid.extent[1][1]
+    k = torch.cartesian_prod(*[torch.arange(n_modes, dtype=torch.float64)] * 2)
+    k = k[k.square().sum(1).argsort(stable=True)]
+    deviations = (1 + k.square().sum(1)) ** (-decay / 2)
+    deviations = scale * deviations / deviations.square().sum().sqrt()
+    x = (grid.cartesian_points() / radius + 1) / 2
+    waves = torch.cos(torch.pi * x[None] * k[:, None, None]).prod(-1)
+    weight = grid.quadrature_weights()
+    waves = waves / ((waves.square() * weight).sum((1, 2)) / weight.sum()).sqrt()[:, None, None]
+    constant = torch.full(grid.shape, mean, dtype=torch.float64)
+    return GaussianPrior(constant, deviations[:, None, None] * waves, link, weight)
 
 
 def network(question: Question, settings: Mapping[str, Any], seed: int, device: str) -> Fitted:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import inverse
-from benchmarks.inverse_methods import METHODS, run
+from benchmarks.inverse_methods import METHODS, _on_disc, run
 from benchmarks.inverse_models import BUILDERS, built
 from benchmarks.inverse_questions import Case, Question, folder_of
 from benchmarks.inverse_training import Budget, corrupted
@@ -207,6 +207,19 @@ def test_a_reconstruction_is_held_out_in_training(data: Path) -> None:
     known, blind = (model.reconstruction(batch.input, held_out=h) for h in (None, batch.index))
     errors = [question.errors(p, batch.target)["l1"].mean() for p in (known, blind)]
     assert errors[1] > errors[0]
+
+
+def test_the_generic_prior_of_a_disc_is_smooth_across_its_cut_and_centre() -> None:
+    grid = Grid.polar(64, 32)
+    prior = _on_disc(grid, 4, 0.5, 1.0, mean=0.1, link="identity")
+    assert prior.n_modes == 16 and prior.field(torch.zeros(16, dtype=torch.float64)).allclose(
+        torch.tensor(0.1).double()
+    )
+    weight = grid.quadrature_weights() / grid.quadrature_weights().sum()
+    assert float((prior.modes.square() * weight).sum()) == pytest.approx(0.25)
+    jumps = (prior.modes - prior.modes.roll(1, dims=1)).abs().amax((0, 2))
+    assert jumps[0] < 2 * jumps[1:].max(), "the cut is a place like any other"
+    assert (prior.modes[:, :, 0].std(1) < 0.2 * prior.modes.flatten(1).std(1) + 1e-9).all(), "one value in the middle"
 
 
 def a_run(problem: str, method: str, seed: int, error: float, **changes: Any) -> dict[str, Any]:
