@@ -366,7 +366,8 @@ def reliability(p: Tensor, truth: Tensor, in_tank: Tensor) -> tuple[float, float
     """The mean probability of the answer, and the share that is right, over the pixels that are said to be no water."""
     probability, answer = p.max(1)
     chosen = (answer > 0) & in_tank
-    return float(probability[chosen].mean()), float((answer == truth)[chosen].double().mean())
+    count = max(1, int(chosen.sum()))
+    return float((probability * chosen).sum()) / count, float(((answer == truth) & chosen).sum()) / count
 
 
 def first_of_each(rows: Tensor) -> Tensor:
