@@ -116,6 +116,9 @@ def _model(model: Mapping[str, Any], encoder: str, is_square: bool) -> dict[str,
             "pooling": ["mean"],
             "fields": 1,
             "mixer": "none",
+            "skip": False,
+            "whitening": 0.0,
+            "trunk_features": "none",
         }
     return model
 
