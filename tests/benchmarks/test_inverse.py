@@ -324,7 +324,7 @@ def test_sets_larger_than_the_catalogues_have_a_folder_of_their_own(tmp_path: Pa
     larger = chosen | {"train": 6}
     inverse.made(larger, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny-6"]
-    assert len(Question(larger, tmp_path).train) == 9 and len(Question(chosen, tmp_path).test) == 1
+    assert len(Question(larger, tmp_path).train) == 6 and len(Question(chosen, tmp_path).test) == 1
     source = Question(larger, tmp_path).test.source
     assert source.attributes["refine"] == 2 and len(source) == 1
 
