@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from opflow import Grid
-from opflow.problems import ElectrodeTomography
+from opflow.problems import ElectrodeTomography, calibrate
 
 pytest.importorskip("matplotlib")
 TINY = {"samples": 24, "held_out": 3, "size": 16, "steps": 4, "nio_steps": 3, "hidden_channels": 6, "batch_size": 6, "copies": 2, "classical_levels": (0.3, 0.03)}  # fmt: skip
@@ -92,6 +92,16 @@ def test_the_folder_is_read_with_care(example: ModuleType, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="other currents"):
         example.read_folder(tmp_path)
     assert len(example.first_of_each(torch.cat([reference.currents.T, reference.currents.T]))) == 8
+
+
+def test_a_reference_without_a_mesh_takes_a_disc(example: ModuleType, tmp_path: Path) -> None:
+    """As the challenge's own files, which have none; the first electrode is at the top."""
+    reference, _ = example.read_folder(written(tmp_path))
+    own, disc = (example.as_problem(one) for one in (reference, replace(reference, mesh=None, electrodes=None)))
+    top = disc.mesh.points[disc.electrodes[0]].mean((0, 1))
+    assert abs(float(top[0])) < 1e-3 and float(top[1]) > 0.1
+    assert torch.equal(disc.currents, own.currents)
+    assert calibrate(disc, reference.voltages).misfit < 0.05
 
 
 def test_symmetries_are_undone(example: ModuleType) -> None:
