@@ -49,8 +49,9 @@ def main(
     held_out: int = 40,
     size: int = 48,
     levels: tuple[float, ...] = (0.003, 0.1),
-    classical_levels: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03),
+    classical_levels: tuple[float, ...] = (0.3, 0.1, 0.03),
     smoothness: float = 2.0,
+    classical_smoothness: float = 10.0,
     hidden_channels: int = 32,
     steps: int = 600,
     nio_steps: int = 200,
@@ -72,7 +73,7 @@ def main(
         size: pixels an axis of the images between.
         levels: of the two linearised images that the U-Net reads.
         classical_levels: of which the classical answer takes the best on validation.
-        smoothness: of the linearised images, in pixels.
+        smoothness, classical_smoothness: of the linearised images that the U-Net reads and of those that are cut, in pixels of 1/48 of the tank.
         hidden_channels: of the U-Net's finest level.
         steps, nio_steps: of training.
         batch_size: tanks a step.
@@ -107,12 +108,12 @@ def main(
     water = torch.full((len(problem.mesh.cells),), problem.background, dtype=torch.float64)
     _, jacobian = problem.forward().linearise(water, problem.background * shares)
 
-    def linearised(some: tuple[float, ...]) -> LinearisedReconstruction:
-        penalty = smoothness_penalty(inside, smoothness * size / 48)
+    def linearised(some: tuple[float, ...], scale: float) -> LinearisedReconstruction:
+        penalty = smoothness_penalty(inside, scale * size / 48)
         J = torch.where(seen[:, None], jacobian.flatten(0, 2), 0.0)
         return LinearisedReconstruction(J, deviation, some, penalty=penalty, nuisance=empty[None]).to(torch.float32)
 
-    step, classical = linearised(levels), linearised(classical_levels)
+    step, classical = linearised(levels, smoothness), linearised(classical_levels, classical_smoothness)
 
     def images(differences: Tensor, step: LinearisedReconstruction) -> Tensor:
         """(n, voltages) -> (n, levels, size, size)"""
@@ -301,7 +302,7 @@ def main(
         }
     print(f"picture: {save_figure(plot_images(rows, picture), out / 'tanks.png')}")
     settings = {
-        "samples": samples, "size": size, "levels": levels, "classical_level": classical_levels[best], "smoothness": smoothness,
+        "samples": samples, "size": size, "levels": levels, "classical_level": classical_levels[best], "smoothness": smoothness, "classical_smoothness": classical_smoothness,
         "hidden_channels": hidden_channels, "steps": steps, "nio_steps": nio_steps, "batch_size": batch_size,
         "learning_rate": learning_rate, "seed": seed, "kernel_samples": kernel_samples, "thresholds": thresholds,
     }  # fmt: skip
