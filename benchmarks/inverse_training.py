@@ -63,14 +63,16 @@ class Budget:
 def corrupted(settings: Mapping[str, Any], held_out: bool) -> Any:
     """What makes a training batch: noise of a level of its own for each sample, a random subset of its measurements, for each its own."""
     training = settings["training"]
-    most, subsets = training["noise"], training.get("subsets", True)
+    most, subsets, complete = training["noise"], training.get("subsets", True), training.get("complete", 0.0)
 
     def transform(batch: Batch, generator: torch.Generator) -> Batch:
         n, L = batch.input.shape[:2]
         level = most * torch.rand(n, generator=generator).square()
         noise = add_noise(batch.input, 1.0, generator) - batch.input
         noisy = batch.input + level.view(n, *[1] * (batch.input.ndim - 1)) * noise
-        mask = random_subsets(n, L, generator) if subsets else None
+        mask = None
+        if subsets:
+            mask = random_subsets(n, L, generator) | (torch.rand(n, 1, generator=generator) < complete)
         extra = {"held_out": batch.index} if held_out else None
         return Batch(noisy, batch.target, parameters=extra, mask=mask, weight=batch.weight, index=batch.index)
 
