@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.signal import lfilter
 from small_maps import Integral, Resistance, gaussian_posterior, smooth_prior
 
 from opflow.inversion import gauss_newton, gaussian_log_likelihood, preconditioned_crank_nicolson
@@ -125,10 +126,9 @@ def test_chains_that_disagree_say_so() -> None:
 
 def test_effective_size_of_an_autoregression() -> None:
     for rho in (0.5, 0.9, -0.5):
-        x = noise((80, 400, 1), 9)
-        for t in range(1, 400):
-            x[:, t] = rho * x[:, t - 1] + math.sqrt(1 - rho**2) * x[:, t]
-        expected = 80 * 400 * (1 - rho) / (1 + rho)
+        innovations = math.sqrt(1 - rho**2) * noise((32, 4100, 1), 9).numpy()
+        x = torch.from_numpy(lfilter([1.0], [1.0, -rho], innovations, axis=1)[:, 100:].copy())
+        expected = 32 * 4000 * (1 - rho) / (1 + rho)
         assert float(effective_size(x)) == pytest.approx(expected, rel=0.2)
 
 
