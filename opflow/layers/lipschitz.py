@@ -280,7 +280,7 @@ def _unit_slopes(activation: nn.Module | None, owner: str) -> nn.Module:
 
 
 def _check_last(h: Tensor, features: int, like: Tensor, owner: str, name: str = "h") -> None:
-    if h.ndim < 2 or h.shape[-1] != features:
+    if h.ndim < 1 or h.shape[-1] != features:
         raise ValueError(
             f"{name} has shape {tuple(h.shape)} but {owner} expects {features} numbers along the last axis: (..., features)."
         )
