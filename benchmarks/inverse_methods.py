@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,24 @@ def fitted_ridge(question: Question, options: Mapping[str, Any]) -> KernelRidge:
     return model.fit(noisy, batch.target)
 
 
+class Guarded:
+    """A forward map that says NaN where it refuses a coefficient, so that a step that goes too far is shortened and not the end."""
+
+    def __init__(self, question: Question) -> None:
+        problem = question.problem
+        if hasattr(problem, "resonance_tolerance"):  # an iterate may pass near a resonance
+            problem = replace(problem, resonance_tolerance=0.0)
+        self.forward = problem.forward(question.full_grid)
+        self.linearise = self.forward.linearise
+        self.shape = question.test.read([0]).input.shape[1:]
+
+    def __call__(self, a: Tensor) -> Tensor:
+        try:
+            return self.forward(a)
+        except ValueError:
+            return a.new_full((len(a), *self.shape), float("nan"))
+
+
 def newton(question: Question, settings: Mapping[str, Any], seed: int, device: str) -> Fitted:
     """Gauss-Newton with a prior of the settings' choice; the misfit it may leave is that of noise and discretisation together.
 
@@ -111,8 +129,7 @@ def newton(question: Question, settings: Mapping[str, Any], seed: int, device: s
     samples, whose coefficients are known.
     """
     options = settings["newton"]
-    grid = question.full_grid
-    forward = question.problem.forward(grid)
+    forward = Guarded(question)
     known = FieldDataset(question.folder / "validation", dtype=torch.float64).read(range(PROBES))
     with torch.no_grad():
         difference = forward(known.target[:, 0]) - known.input

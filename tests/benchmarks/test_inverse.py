@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import inverse
-from benchmarks.inverse_methods import METHODS, _on_disc, run
+from benchmarks.inverse_methods import METHODS, Guarded, _on_disc, run
 from benchmarks.inverse_models import BUILDERS, built
 from benchmarks.inverse_questions import Case, Question, folder_of
 from benchmarks.inverse_training import Budget, corrupted
@@ -220,6 +220,14 @@ def test_the_generic_prior_of_a_disc_is_smooth_across_its_cut_and_centre() -> No
     jumps = (prior.modes - prior.modes.roll(1, dims=1)).abs().amax((0, 2))
     assert jumps[0] < 2 * jumps[1:].max(), "the cut is a place like any other"
     assert (prior.modes[:, :, 0].std(1) < 0.2 * prior.modes.flatten(1).std(1) + 1e-9).all(), "one value in the middle"
+
+
+def test_a_coefficient_that_the_equation_refuses_is_a_step_too_far(data: Path) -> None:
+    forward = Guarded(Question(settings_of("gauss-newton"), data))
+    a = torch.ones(2, *NODES.shape, dtype=torch.float64)
+    assert bool(forward(a).isfinite().all())
+    refused = forward(-a)
+    assert refused.shape == forward(a).shape and bool(refused.isnan().all())
 
 
 def a_run(problem: str, method: str, seed: int, error: float, **changes: Any) -> dict[str, Any]:
