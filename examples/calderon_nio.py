@@ -49,11 +49,12 @@ def main(
     test_samples: int = 100,
     newton_samples: int = 16,
     modes: int = 4,
-    epochs: int = 14,
+    epochs: int = 24,
     batch_size: int = 16,
     hidden_channels: int = 16,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 4e-3,
     noise: float = 0.05,
+    complete: float = 0.3,
     ridge_first: bool = False,
     seed: int = 0,
     data_folder: Path = Path("data"),
@@ -75,6 +76,7 @@ def main(
         hidden_channels: width of the Fourier layers.
         learning_rate: the highest of the one-cycle schedule.
         noise: the largest relative level of the noise in training.
+        complete: share of the training samples that keep all their measurements; the others keep a random number.
         ridge_first: let the network correct the kernel ridge reconstruction instead of starting from nothing: needed for "tensor".
         seed: of the weights and of the order of the data; samples and noise of the test have seeds of their own.
         data_folder: where generated data are kept.
@@ -104,7 +106,7 @@ def main(
     )
     ridge.fit(add_noise(everything.input, 0.01, torch.Generator().manual_seed(seed)), everything.target)
     model = NIO.build(
-        sensors, channels, grid, hidden_channels, descriptors=problem.descriptors.float(),
+        sensors, channels, grid, hidden_channels, encoder="perceptron", descriptors=problem.descriptors.float(),
         reconstruction=ridge if ridge_first else None,
     )  # fmt: skip
     model.scale.fit(everything.input, everything.target)
@@ -116,7 +118,8 @@ def main(
         level = noise * torch.rand(n, generator=generator).square().view(n, 1, 1, 1)
         noisy = batch.input + level * (add_noise(batch.input, 1.0, generator) - batch.input)
         parameters = {"held_out": batch.index} if ridge_first else None
-        return Batch(noisy, batch.target, None, parameters, random_subsets(n, L, generator), batch.weight, batch.index)
+        mask = random_subsets(n, L, generator) | (torch.rand(n, 1, generator=generator) < complete)
+        return Batch(noisy, batch.target, None, parameters, mask, batch.weight, batch.index)
 
     batches = Batches(training, batch_size, shuffle=True, drop_last=True, seed=seed, transform=corrupted)
     held_out = [asked(validation, count, 0.01) for count in (L, L // 2, L // 4)]

@@ -28,7 +28,8 @@ class KernelRidge(nn.Module):
 
     P y is not the projection but the estimate of the components under noise, with the Gaussian law that the training set suggests:
     (sum_l U_l' U_l + noise^2 Lambda^-1) s = sum_l U_l' (y_l - m_l), over the measurements that a mask leaves. A projection would hand
-    on components far below the noise, or below the difference between two solvers, as if they were known.
+    on components far below the noise, or below the difference between two solvers, as if they were known. Fit to measurements with the
+    noise that is expected: clean ones let the smallest ridge win, for which noise is then too much.
 
     Built empty by `KernelRidge.build`, then `fit`; what `fit` finds are buffers, which travel in checkpoints.
 
@@ -217,7 +218,7 @@ class KernelRidge(nn.Module):
         samples: int = 0,
         kernel: str = "matern",
         positive: bool = True,
-        whitening: float = 0.5,
+        whitening: float = 0.25,
         noise: float = 0.01,
     ) -> KernelRidge:
         """An empty model from plain values, which `model.recipe` keeps; `fit` fills it.
@@ -253,7 +254,7 @@ class KernelRidge(nn.Module):
 
 
 # Multiples of the median distance, and ridges per sample, among which leave-one-out errors choose.
-LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+LENGTHS = (1.0, 4.0, 16.0, 64.0)
 RIDGES = tuple(10.0**-e for e in range(4, 13))
 EXACT = "donot_use_mm_for_euclid_dist"  # the fast way loses half the digits of small distances
 
