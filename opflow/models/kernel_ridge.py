@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opflow.grid import Grid
 from opflow.layers.measurement_mixing import as_kept
 from opflow.layers.point_interpolation import interpolate
-from opflow.typing import check_placement, check_sizes
+from opflow.typing import check_sizes
 
 SHAPES = ("matern", "gaussian")
 MOST_SAMPLES = 8000  # of the fit, whose work grows with the cube
@@ -30,6 +30,8 @@ class KernelRidge(nn.Module):
     (sum_l U_l' U_l + noise^2 Lambda^-1) s = sum_l U_l' (y_l - m_l), over the measurements that a mask leaves. A projection would hand
     on components far below the noise, or below the difference between two solvers, as if they were known. Fit to measurements with the
     noise that is expected: clean ones let the smallest ridge win, for which noise is then too much.
+
+    It computes in float64 whatever the dtype of the measurements, and stays there when a model is converted around it.
 
     Built empty by `KernelRidge.build`, then `fit`; what `fit` finds are buffers, which travel in checkpoints.
 
@@ -75,8 +77,12 @@ class KernelRidge(nn.Module):
             "target_mean": (points,), "target_modes": (targets, points), "length": (),
         }  # fmt: skip
         for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.recipe: dict[str, object] | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelRidge:
+        """Follow a move to another device, but stay in float64: in single precision the sum over samples would be lost to cancellation."""
+        return super()._apply(lambda t: t.to(fn(t.new_zeros(())).device), recurse)
 
     @property
     def is_fitted(self) -> bool:
@@ -105,12 +111,12 @@ class KernelRidge(nn.Module):
         if held_out is not None:
             found = found - self._own_share(kappa, held_out)
         field = self.target_mean + found @ self.target_modes
-        field = (field.exp() if self.positive else field).view(-1, 1, *self.grid.shape)
+        field = (field.exp() if self.positive else field).view(-1, 1, *self.grid.shape).to(measurements.dtype)
         return field if coords is None else interpolate(field, self.grid, coords)
 
     def scores(self, measurements: Tensor, mask: Tensor | None = None) -> Tensor:
         """The scaled principal components (batch, components), estimated from what the mask leaves: those below the noise vanish."""
-        y, U = measurements.flatten(2), self.components
+        y, U = measurements.double().flatten(2), self.components
         kept = as_kept(mask, y)
         precision = self._residual_variance / self.deviation.square()
         if kept is None:
@@ -142,7 +148,7 @@ class KernelRidge(nn.Module):
 
     @torch.no_grad()
     def fit(self, measurements: Tensor, fields: Tensor) -> KernelRidge:
-        """Find components, length, ridge and coefficients; in float64, whatever the dtype of the buffers.
+        """Find components, length, ridge and coefficients.
 
         Args:
             measurements: (n, L, channel, *sensors), n as the recipe says or, for a fresh model, any.
@@ -165,13 +171,17 @@ class KernelRidge(nn.Module):
         a = fields.double().flatten(1)
         if self.positive and not bool((a > 0).all()):
             raise ValueError("a field is not positive everywhere; build with positive=False to fit fields of any sign.")
-        like = self.mean
+        device = self.mean.device
         mean, modes, deviation = principal_components(measurements.double().flatten(1), len(self.deviation))
         t_mean, t_modes, _ = principal_components(a.log() if self.positive else a, len(self.target_modes))
-        self.mean = mean.view(self.mean.shape).to(like)
-        self.components = modes.view(self.components.shape).to(like)
-        self.deviation, self.target_mean, self.target_modes = deviation.to(like), t_mean.to(like), t_modes.to(like)
-        s = self.scores(measurements.to(like)).double()
+        self.mean = mean.view(self.mean.shape).to(device)
+        self.components = modes.view(self.components.shape).to(device)
+        self.deviation, self.target_mean, self.target_modes = (
+            deviation.to(device),
+            t_mean.to(device),
+            t_modes.to(device),
+        )
+        s = self.scores(measurements)
         t = ((a.log() if self.positive else a) - t_mean) @ t_modes.T
         distance = torch.cdist(s, s, compute_mode=EXACT)
         typical = float(distance[~torch.eye(n, dtype=torch.bool, device=s.device)].median())
@@ -190,8 +200,8 @@ class KernelRidge(nn.Module):
         _, factor, ridge = best
         K = self._kappa(distance / (factor * typical)) + ridge * n * torch.eye(n, dtype=s.dtype, device=s.device)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(K))
-        self.support, self.coefficients = s.to(like), (inverse @ t).to(like)
-        self.inverse, self.length = inverse.to(like), torch.tensor(factor * typical).to(like)
+        self.support, self.coefficients = s.to(device), (inverse @ t).to(device)
+        self.inverse, self.length = inverse.to(device), mean.new_tensor(factor * typical).to(device)
         if self.recipe is not None:
             self.recipe["samples"] = n
         return self
@@ -203,7 +213,12 @@ class KernelRidge(nn.Module):
                 f"the measurements have shape {tuple(measurements.shape)} but KernelRidge expects (batch, "
                 f"{', '.join(map(str, expected))}); fewer measurements are given with a mask."
             )
-        check_placement(measurements, self.mean, "KernelRidge", "measurements")
+        if not measurements.is_floating_point():
+            raise TypeError(f"the measurements are {measurements.dtype}; convert them to a floating-point dtype.")
+        if measurements.device != self.mean.device:
+            raise ValueError(
+                f"the measurements are on {measurements.device} but KernelRidge is on {self.mean.device}; move one of them."
+            )
 
     @classmethod
     def build(

@@ -125,3 +125,17 @@ def test_what_does_not_fit_is_refused() -> None:
         model.fit(y, a[:, 0])
     with pytest.raises(ValueError, match="kernel is 'spline'"):
         KernelRidge.build(4, (10,), 1, GRID, kernel="spline")
+
+
+def test_single_precision_outside_is_double_precision_inside() -> None:
+    model, y, _ = fitted()
+    expected = model(y)
+    single = model.float()
+    assert single.coefficients.dtype == torch.float64
+    found = single(y.float())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(TypeError, match="int64"):
+        single(y.long())
+    with pytest.raises(ValueError, match="move one of them"):
+        single(y.to("meta"))
