@@ -18,11 +18,13 @@ BENCHMARKS = (
     "darcy_fno",
     "darcy_generation",
     "evolution",
+    "inverse problems, preset cpu",
     "mgno_step",
     "pinn",
     "pinn_cost",
     "solvers",
     "spectral_conv",
+    "tank",
     "train_step",
 )  # the site shows the others too
 LONGEST = 10  # lines of a table, before the README shows only those of which something is required
