@@ -60,7 +60,9 @@ def cost(path: Path) -> str:
 
 
 def ablations(path: Path) -> str:
-    """One change at a time to the better NIO: medians over seeds of the median relative L1, in per cent, and over that of the whole."""
+    """One change at a time to the better NIO: medians over seeds of the median relative L1, in per cent, and over that of the whole; then the tail
+    and the steps that were made.
+    """
     lines: list[list[Any]] = []
     header: tuple[str, ...] = ()
     for name, method in rows()["methods"].items():
@@ -68,7 +70,8 @@ def ablations(path: Path) -> str:
             continue
         problem = method.get("problems", ["calderon"])[0]
         counts = rows()["problems"][problem]["counts"]
-        header = ("network", *(f"{count} measurements" for count in counts))
+        tail = f"90th percentile of L2, {counts[0]} measurements"
+        header = ("network", "seeds", *(f"{count} measurements" for count in counts), tail, "steps")
         errors = [_errors(runs(path), problem, name, {"measurements": count, "noise": 0.0}) for count in counts]
         whole = [_errors(runs(path), problem, ABLATED, {"measurements": count, "noise": 0.0}) for count in counts]
         if all(errors) and all(whole):
@@ -76,7 +79,10 @@ def ablations(path: Path) -> str:
                 f"{_per_cent(statistics.median(e))} (x {statistics.median(e) / statistics.median(w):.2f})"
                 for e, w in zip(errors, whole, strict=True)
             ]
-            lines.append([method["title"], *cells])
+            case = {"measurements": counts[0], "noise": 0.0}
+            worst = statistics.median(_errors(runs(path), problem, name, case, norm="l2", what="p90"))
+            steps = [run["steps"] for run in runs(path) if (run["problem"], run["method"]) == (problem, name)]
+            lines.append([method["title"], len(steps), *cells, _per_cent(worst), int(statistics.median(steps))])
     return table(header, lines) if lines else "*Not measured yet.*"
 
 
@@ -120,9 +126,11 @@ def _cell(found: Sequence[Run], case: tuple[int, float, str], norm: str) -> str:
     return f"{median} [{low}, {high}; {tail}]"
 
 
-def _errors(found: Sequence[Run], problem: str, method: str, case: Mapping[str, Any]) -> list[float]:
+def _errors(
+    found: Sequence[Run], problem: str, method: str, case: Mapping[str, Any], *, norm: str = "l1", what: str = "median"
+) -> list[float]:
     return [
-        c["l1"]["median"]
+        c[norm][what]
         for run in found
         if (run["problem"], run["method"]) == (problem, method)
         for c in run["cases"]

@@ -241,7 +241,7 @@ def a_run(problem: str, method: str, seed: int, error: float, **changes: Any) ->
     ]  # fmt: skip
     return {
         "problem": problem, "method": method, "seed": seed, "configuration": inverse.digest(inverse.settings(problem, method, "cpu")),
-        "threads": 1, "machine": {"device": "cpu"}, "cases": cases, "parameters": 5, "fit_seconds": 10.0 + seed,
+        "threads": 1, "machine": {"device": "cpu"}, "cases": cases, "parameters": 5, "steps": 7, "fit_seconds": 10.0 + seed,
         "inversion_seconds": 0.01, "grid": [24, 24], "measured": [counts[0], 1, 8], "settings": {},
     } | changes  # fmt: skip
 
@@ -355,7 +355,8 @@ def test_the_site_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     inverse.record(a_run("calderon", "constant", 0, 0.3), "cpu", tmp_path)
     text = shown.problems(path)
     assert text.index("constant answer") < text.index("better NIO")
-    assert "x 1.00" in shown.ablations(path) and "| 3 | 5 | 11 | 0.01 |" in shown.cost(path)
+    assert "x 1.00" in shown.ablations(path) and shown.ablations(path).endswith(" | 7 |")
+    assert "| 3 | 5 | 11 | 0.01 |" in shown.cost(path)
     assert "published" in text and "published" not in shown.problems(path, "l2")
     assert "2.00 [1.00, 4.00; 6.00]" in text and "| 30.0 [15.0, 60.0; 90.0]" in text
 
