@@ -43,6 +43,7 @@ class KernelRidge(nn.Module):
 
     mean: Tensor
     components: Tensor
+    gram: Tensor
     deviation: Tensor
     support: Tensor
     coefficients: Tensor
@@ -72,7 +73,8 @@ class KernelRidge(nn.Module):
         self.whitening, self.noise = whitening, noise
         size, points = in_channels * math.prod(self.sensors), math.prod(grid.shape)
         shapes = {
-            "mean": (n_measurements, size), "components": (components, n_measurements, size), "deviation": (components,),
+            "mean": (n_measurements, size), "components": (components, n_measurements, size),
+            "gram": (n_measurements, components, components), "deviation": (components,),
             "support": (samples, components), "coefficients": (samples, targets), "inverse": (samples, samples),
             "target_mean": (points,), "target_modes": (targets, points), "length": (),
         }  # fmt: skip
@@ -122,8 +124,7 @@ class KernelRidge(nn.Module):
         if kept is None:
             s = torch.einsum("bld,kld->bk", y - self.mean, U) / (1 + precision)  # the components are orthonormal
         else:
-            gram = torch.einsum("kld,jld->lkj", U, U)
-            normal = torch.einsum("bl,lkj->bkj", kept[..., 0].to(y.dtype), gram) + torch.diag(precision)
+            normal = torch.einsum("bl,lkj->bkj", kept[..., 0].to(y.dtype), self.gram) + torch.diag(precision)
             s = torch.linalg.solve(normal, torch.einsum("bld,kld->bk", torch.where(kept, y - self.mean, 0.0), U))
         return s / self.deviation**self.whitening
 
@@ -176,6 +177,9 @@ class KernelRidge(nn.Module):
         t_mean, t_modes, _ = principal_components(a.log() if self.positive else a, len(self.target_modes))
         self.mean = mean.view(self.mean.shape).to(device)
         self.components = modes.view(self.components.shape).to(device)
+        self.gram = torch.einsum(
+            "kld,jld->lkj", self.components, self.components
+        )  # of each measurement: what a mask leaves is a sum
         self.deviation, self.target_mean, self.target_modes = (
             deviation.to(device),
             t_mean.to(device),
