@@ -194,7 +194,8 @@ def main(
     seconds = {"kernel ridge": round(time.process_time() - clock, 1)}
     nio = NIO.build(
         problem.pattern.shape[1:], 1, pixels, 16, encoder="perceptron", positive=False, n_modes=16,
-        descriptors=problem.descriptors[distinct].tolist(), reconstruction=kernel,
+        descriptors=problem.descriptors[distinct].tolist(), reconstruction=kernel, latent=None,
+        pooling=("mean", "deviation", "attention"), linear_paths=False, difference=False,
     )  # fmt: skip
     nio.scale.fit(measurements(disturbed(training[:300])), signed(one_hot[:300]))
 

@@ -17,7 +17,7 @@ SURFACE = {
     "opflow": ["Batch", "Grid", "Mesh", "__version__"],
     "opflow.functional": ["explain_backend", "resample", "spectral_conv"],
     "opflow.layers": [
-        "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "MLP", "MeasurementMixing",
+        "BranchTrunk", "ChannelMLP", "FourierAttention", "FourierFeatures", "FourierLayer", "GalerkinAttention", "GridEmbedding", "LatentLeastSquares", "MLP", "MeasurementMixing",
         "AOLLinear", "CayleyLinear", "LipschitzFourierLayer", "LipschitzMLP", "SLLBlock", "SandwichLayer",
         "HardConstraint", "HardInitial", "Normalized", "Normalizer", "PODTrunk", "PeriodicFeatures", "ResidualGateMLP", "SpectralConv",
     ],

@@ -13,6 +13,7 @@ from opflow.layers.graph_conv import ChebyshevConv, scaled_laplacian
 from opflow.layers.hard_constraint import HardConstraint, RememberedFunction
 from opflow.layers.hard_initial import HardInitial
 from opflow.layers.heat_series import HeatSeries
+from opflow.layers.latent_least_squares import LatentLeastSquares
 from opflow.layers.lipschitz import (
     AOLLinear,
     CayleyLinear,
@@ -59,6 +60,7 @@ __all__ = [
     "HardInitial",
     "HeatSeries",
     "ImageEncoder",
+    "LatentLeastSquares",
     "LipschitzFourierLayer",
     "LipschitzMLP",
     "LocalConv",

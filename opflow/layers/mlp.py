@@ -17,21 +17,23 @@ from opflow.typing import Field, check_field, check_placement
 
 
 class MLP(nn.Module):
-    """x -> W_L s(... s(W_1 x + b_1) ...) + b_L along the last axis, s = `activation`.
+    """x -> W_L s(... s(W_1 x + b_1) ...) + b_L [+ S x] along the last axis, s = `activation`.
 
     Args:
         sizes: the widths, input first: (in, hidden, ..., out).
+        skip: add S x, so that the perceptron corrects a linear map.
 
     >>> MLP((2, 16, 1))(torch.zeros(5, 7, 2)).shape
     torch.Size([5, 7, 1])
     """
 
-    def __init__(self, sizes: Sequence[int], *, activation: nn.Module | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], *, activation: nn.Module | None = None, skip: bool = False) -> None:
         super().__init__()
         if len(sizes) < 2 or any(size < 1 for size in sizes):
             raise ValueError(f"sizes is {tuple(sizes)}; give at least an input and an output width, all positive.")
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation = activation or nn.GELU()
+        self.skip = nn.Linear(sizes[0], sizes[-1], bias=False) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
@@ -41,9 +43,11 @@ class MLP(nn.Module):
                 f"x has shape {tuple(x.shape)} but the MLP expects {first.shape[1]} numbers along the last axis."
             )
         check_placement(x, first, "the MLP")
+        beside = None if self.skip is None else self.skip(x)
         for linear in self.linears[:-1]:
             x = self.activation(linear(x))
-        return self.linears[-1](x)
+        x = self.linears[-1](x)
+        return x if beside is None else x + beside
 
 
 class ChannelLinear(nn.Module):

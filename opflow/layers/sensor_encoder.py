@@ -77,19 +77,28 @@ class FlatEncoder(nn.Module):
         sensors: their number, or the shape of their grid.
         features: of the output.
         hidden: widths between.
+        skip: add a linear map of the values.
 
     >>> import torch
     >>> FlatEncoder(1, (32,), 64)(torch.zeros(5, 1, 32)).shape
     torch.Size([5, 64])
     """
 
-    def __init__(self, in_channels: int, sensors: Sequence[int], features: int, hidden: Sequence[int] = (256,)) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        sensors: Sequence[int],
+        features: int,
+        hidden: Sequence[int] = (256,),
+        *,
+        skip: bool = False,
+    ) -> None:
         super().__init__()
         self.in_channels, self.sensors = in_channels, tuple(sensors)
         size = in_channels
         for n in self.sensors:
             size *= n
-        self.mlp = MLP((size, *hidden, features))
+        self.mlp = MLP((size, *hidden, features), skip=skip)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channel, *sensors) -> (n, features)"""

@@ -59,6 +59,7 @@ class EncoderDecoder(nn.Module):
         positive: bool = True,
         whitening: float | None = None,
         noise: float = 0.01,
+        difference: bool = True,
     ) -> EncoderDecoder:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -70,12 +71,14 @@ class EncoderDecoder(nn.Module):
             decoder_channels: each level of the decoder doubles the grid.
             positive: the field is an exponential.
             whitening, noise: of single measurements, see `InverseUnits`; None whitens by 1/2 where they are small enough.
+            difference: take off every measurement its mean over the training set.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
         check_sizes(n_measurements=n_measurements, in_channels=in_channels, features=features)
         units = InverseUnits.build(
-            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
-        )
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise,
+            usual=n_measurements if difference else 0,
+        )  # fmt: skip
         stack = n_measurements * in_channels
         encoder: nn.Module = (
             ImageEncoder(stack, sensors, features, channels)
@@ -88,7 +91,7 @@ class EncoderDecoder(nn.Module):
             "model": cls.__name__, "n_measurements": n_measurements, "sensors": list(sensors), "in_channels": in_channels,
             "grid": grid.to_json(), "channels": list(channels), "features": features,
             "decoder_channels": list(decoder_channels), "positive": positive,
-            "whitening": units.whitening, "noise": noise,
+            "whitening": units.whitening, "noise": noise, "difference": difference,
         }  # fmt: skip
         return model
 
@@ -122,6 +125,10 @@ def stacked(measurements: Tensor, mask: Tensor | None, scale: InverseUnits, owne
     """(batch, L, channel, *sensors) -> (batch, L channel, *sensors) in units of their size, zero where the mask is False."""
     check_measurements(measurements, scale.size, owner)
     kept = as_kept(mask, measurements)
-    if kept is not None:
-        measurements = measurements.where(kept, measurements.new_zeros(()))
-    return scale.measurements(measurements).flatten(1, 2)
+    if kept is None:
+        return scale.measurements(measurements).flatten(1, 2)
+    zero = measurements.new_zeros(())
+    y = scale.measurements(
+        measurements.where(kept, zero)
+    )  # what is masked may be NaN, and zero is the mean where there is one
+    return y.where(kept, zero).flatten(1, 2)

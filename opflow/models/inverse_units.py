@@ -11,10 +11,14 @@ MOST_WHITENED = 1024  # numbers of a measurement, whose covariance is a matrix o
 
 
 class InverseUnits(nn.Module):
-    """y -> W (y - y_0) / s for measurements, and v -> exp(m + d v) for coefficients (m + d v where they may be negative).
+    """y_l -> W (y_l - r_l) / s for measurements, and v -> exp(m + d v) for coefficients (m + d v where they may be negative).
 
-    s, m and d are one number each: a number for every measurement would tie the model to their order, one for every point to a
+    s, m and d are one number each: a deviation of every measurement would tie the model to their order, one of every point to a
     grid, and a deviation of a single sample would take away what its amplitude says.
+
+    r_l is the mean of measurement l over the samples where the measurements are the same ones in every sample, so that networks see
+    the difference from a mean domain, as in difference imaging: most of a measurement is what any domain answers to the same
+    excitation. Of measurements without an identity it is the mean of all of them.
 
     W = V f(Lambda) V^T,   f(lambda) = (lambda + nu^2)^(-w / 2) lambda / (lambda + nu^2)
 
@@ -29,6 +33,7 @@ class InverseUnits(nn.Module):
         positive: the coefficient is an exponential.
         whitening: w, 0 for the size alone.
         noise: nu relative to the root mean square of the measurements; the difference between solvers counts as noise.
+        usual: L, how many measurements there usually are, of each of which r_l is kept; 0 keeps one for all.
 
     >>> units = InverseUnits().fit(torch.full((3, 2, 1, 4), 2.0), torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1))
     >>> round(float(units.field(torch.zeros(1))), 6)
@@ -38,10 +43,12 @@ class InverseUnits(nn.Module):
     size: Tensor
     mean: Tensor
     deviation: Tensor
-    offset: Tensor | None
+    reference: Tensor | None
     whitener: Tensor | None
 
-    def __init__(self, numbers: int = 0, *, positive: bool = True, whitening: float = 0.5, noise: float = 0.01) -> None:
+    def __init__(
+        self, numbers: int = 0, *, positive: bool = True, whitening: float = 0.5, noise: float = 0.01, usual: int = 0
+    ) -> None:
         super().__init__()
         if not (0 <= whitening <= 1 and noise > 0):
             raise ValueError(f"whitening is {whitening} and noise {noise}; give a number in [0, 1] and one above 0.")
@@ -49,28 +56,36 @@ class InverseUnits(nn.Module):
             raise ValueError(
                 f"a measurement has {numbers} numbers; at most {MOST_WHITENED} are whitened: give whitening=0."
             )
-        self.positive, self.whitening, self.noise = positive, whitening, noise
+        if usual < 0 or (usual and numbers < 1):
+            raise ValueError(
+                f"usual is {usual} for measurements of {numbers} numbers; give how many numbers they have."
+            )
+        self.positive, self.whitening, self.noise, self.usual = positive, whitening, noise, usual
         is_whitened = numbers > 0 and whitening > 0
         self.register_buffer("size", torch.ones(()))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(numbers) if is_whitened else None)
+        has_reference = is_whitened or usual > 0
+        self.register_buffer("reference", torch.zeros(max(usual, 1), numbers) if has_reference else None)
         self.register_buffer("whitener", torch.eye(numbers) if is_whitened else None)
 
     @classmethod
-    def build(cls, numbers: int, *, positive: bool, whitening: float | None, noise: float = 0.01) -> InverseUnits:
+    def build(
+        cls, numbers: int, *, positive: bool, whitening: float | None, noise: float = 0.01, usual: int = 0
+    ) -> InverseUnits:
         """With whitening None: by 1/2 where a measurement is small enough, else by 0."""
         if whitening is None:
             whitening = 0.5 if numbers <= MOST_WHITENED else 0.0
-        return cls(numbers, positive=positive, whitening=whitening, noise=noise)
+        return cls(numbers, positive=positive, whitening=whitening, noise=noise, usual=usual)
 
     @torch.no_grad()
     def fit(self, measurements: Tensor, fields: Tensor) -> InverseUnits:
-        """Take s, y_0 and W from measurements (n, L, channel, *sensors) of which those with NaN are left out, and m, d from fields
+        """Take s, r and W from measurements (n, L, channel, *sensors) of which those with NaN are left out, and m, d from fields
         (n, 1, *grid), both of the training set.
 
         Raises:
-            ValueError: a field that is not finite, or not positive where it should be, or no measurement that is.
+            ValueError: a field that is not finite, or not positive where it should be, or no measurement that is finite, or measurements
+                that are not the usual ones.
         """
         if not bool(fields.isfinite().all()) or (self.positive and not bool((fields > 0).all())):
             raise ValueError(
@@ -82,12 +97,20 @@ class InverseUnits(nn.Module):
             raise ValueError("every measurement holds NaN or infinity; there is nothing to take units from.")
         t = fields.double().log() if self.positive else fields.double()
         deviation = t.std(correction=0)
-        if self.whitener is not None and self.offset is not None:
-            self.offset = y[kept].mean(0).to(self.offset)
+        if self.usual and y.shape[1] != self.usual:
+            raise ValueError(
+                f"the training set has {y.shape[1]} measurements of each sample, but the model was built for {self.usual}; build it for those, "
+                "or with difference=False."
+            )
+        if self.reference is not None:
+            zeros, counts = torch.where(kept[..., None], y, 0.0), kept.sum(0)
+            sums, counts = (zeros.sum(0), counts) if self.usual else (zeros.sum((0, 1))[None], counts.sum()[None])
+            self.reference = (sums / counts.clamp(min=1)[:, None]).to(self.reference)
+        if self.whitener is not None:
             self.whitener = self._whitener(y, kept).to(self.whitener)
-            size = ((y[kept] - self.offset.double()) @ self.whitener.double()).square().mean().sqrt()
-        else:
-            size = y[kept].square().mean().sqrt()
+        centred = y if self.reference is None else y - self.reference.double()
+        whitened = centred if self.whitener is None else centred @ self.whitener.double()
+        size = whitened[kept].square().mean().sqrt()
         self.size = torch.where(size > 0, size, 1.0).to(self.size)
         self.mean = t.mean().to(self.mean)
         self.deviation = torch.where(deviation > 1e-6 * t.mean().abs(), deviation, 1.0).to(self.deviation)
@@ -102,16 +125,28 @@ class InverseUnits(nn.Module):
         floor = values + self.noise**2 * y[kept].square().mean().clamp(min=torch.finfo(y.dtype).tiny)
         return (V * (floor ** (-self.whitening / 2) * values / floor)) @ V.T
 
-    def measurements(self, y: Tensor) -> Tensor:
-        """Measurements (batch, L, channel, *sensors), whitened and in units of their typical size."""
-        if self.whitener is None or self.offset is None:
+    def measurements(self, y: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Measurements (batch, L, channel, *sensors), whitened and in units of their typical size.
+
+        Args:
+            reference: r (L, numbers) or (batch, L, numbers) of measurements that are not the usual ones.
+        """
+        if self.reference is None:
             return y / self.size
-        if math.prod(y.shape[2:]) != len(self.offset):
+        if math.prod(y.shape[2:]) != self.reference.shape[1]:
             raise ValueError(
-                f"a measurement has the shape {tuple(y.shape[2:])} but the model expects {len(self.offset)} numbers of it: another layout "
-                "of sensors needs a model of its own, or interpolation to this one."
+                f"a measurement has the shape {tuple(y.shape[2:])} but the model expects {self.reference.shape[1]} numbers of it: another "
+                "layout of sensors needs a model of its own, or interpolation to this one."
             )
-        return ((y.flatten(2) - self.offset) @ (self.whitener / self.size)).unflatten(2, y.shape[2:])
+        if reference is None:
+            reference = self.reference
+            if self.usual and y.shape[1] != self.usual:
+                raise ValueError(
+                    f"there are {y.shape[1]} measurements and the model knows {self.usual}; give all of them with a mask."
+                )
+        centred = y.flatten(2) - reference
+        whitened = centred / self.size if self.whitener is None else centred @ (self.whitener / self.size)
+        return whitened.unflatten(2, y.shape[2:])
 
     def field(self, v: Tensor) -> Tensor:
         """What a network says -> the coefficient, in its physical units."""

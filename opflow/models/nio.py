@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from opflow.grid import Grid
 from opflow.layers.branch_trunk import BranchTrunk
 from opflow.layers.coordinates import BoxCoordinates, FourierFeatures, is_symbolic
-from opflow.layers.measurement_mixing import POOLINGS, MeasurementMixing, as_kept, check_measurements
+from opflow.layers.latent_least_squares import LatentLeastSquares
+from opflow.layers.measurement_mixing import MeasurementMixing, as_kept, check_measurements
 from opflow.layers.mlp import MLP
 from opflow.layers.point_interpolation import interpolate
 from opflow.layers.sensor_encoder import FlatEncoder, ImageEncoder, SensorEncoder, SideEncoder
@@ -30,8 +31,9 @@ class NIO(nn.Module):
     """a = exp(m + d R(f, x)),  f_c(x) = sum_k B_ck(mix_l E(y_l, g_l)) t_k(x)   (Molinaro et al. 2023, "Neural inverse operators", eq. 9).
 
     E encodes a measurement y_l together with the descriptor g_l of what was done to the domain, the mixing makes one description of
-    the set, B gives the coefficients of several feature channels f_c in the functions t_k of a trunk, and R is a Fourier neural
-    operator. The output depends neither on the order of the measurements nor on their number, which may be any at any time.
+    the set, by means over it and by least squares, B gives the coefficients of several feature channels f_c in the functions t_k of a
+    trunk, and R is a Fourier neural operator. The output depends neither on the order of the measurements nor on their number, which
+    may be any at any time.
 
     The published network is the special case of `NIO.published`: no descriptors, one feature channel, the mean alone, and B the identity.
     There the mean is taken after the sum over k, which is the same, and costs L times more.
@@ -40,12 +42,13 @@ class NIO(nn.Module):
         encoder: E without descriptors, (n, channel, *sensors) -> (n, features).
         embedding: (..., d) -> (..., features), which scales the features and shifts them; None takes no descriptors.
         mixing: (batch, L, features) -> (batch, pooled).
-        coefficients: B, (batch, pooled) -> (batch, fields, basis).
+        coefficients: B, (batch, pooled [+ latent]) -> (batch, fields, basis).
         trunk: t, (points, dim) -> (points, 1, basis).
         combine: the sum over k, with an axis of feature channels.
         refine: R, (batch, fields[ + 1], *grid) -> (batch, 1, *grid).
         scale: of measurements and coefficients; `model.scale.fit(measurements, fields)` before training.
         grid: where the output is.
+        latent: (batch, L, features) and descriptors -> (batch, latent), a second pooling beside the mixing.
         descriptors: g (L, d) of the usual measurements, taken where a call gives none.
         reconstruction: a model of the measurements whose output, in the units of R, joins f and is added to R's output.
         skip: add the first feature channel to R's output.
@@ -69,6 +72,7 @@ class NIO(nn.Module):
         scale: InverseUnits,
         grid: Grid,
         embedding: nn.Module | None = None,
+        latent: LatentLeastSquares | None = None,
         descriptors: Tensor | None = None,
         reconstruction: nn.Module | None = None,
         skip: bool = False,
@@ -76,7 +80,7 @@ class NIO(nn.Module):
         super().__init__()
         self.encoder, self.embedding, self.mixing, self.coefficients = encoder, embedding, mixing, coefficients
         self.trunk, self.combine, self.refine, self.scale = trunk, combine, refine, scale
-        self.grid, self.reconstruction, self.skip = grid, reconstruction, skip
+        self.grid, self.reconstruction, self.skip, self.latent = grid, reconstruction, skip, latent
         self.register_buffer("descriptors", descriptors)
         self.recipe: dict[str, object] | None = None
 
@@ -103,15 +107,17 @@ class NIO(nn.Module):
         kept = as_kept(mask, measurements)
         if kept is not None:
             measurements = measurements.where(kept, measurements.new_zeros(()))
-        L = measurements.shape[1]
-        features = self._encoded(self.scale.measurements(measurements), mask)
+        said = self._descriptors(descriptors, measurements.shape[1])
+        reference = None if descriptors is None else self._reference(descriptors)
+        features = self._encoded(self.scale.measurements(measurements, reference), mask)
         if self.embedding is not None:
-            gain, shift = self.embedding(self._descriptors(descriptors, L)).chunk(2, dim=-1)
+            gain, shift = self.embedding(said).chunk(2, dim=-1)
             features = F.gelu(features * (1 + gain) + shift)
-        elif descriptors is not None:
-            raise ValueError("descriptors were given to a model without; build it with descriptors=(L, d) numbers.")
+        pooled = self.mixing(features, mask)
+        if self.latent is not None and said is not None:
+            pooled = torch.cat([pooled, self.latent(features, said, mask)], dim=1)
         grid = self.grid if shape is None else self.grid.with_shape(shape)
-        fields = self._fields(self.coefficients(self.mixing(features, mask)), grid)
+        fields = self._fields(self.coefficients(pooled), grid)
         raw = fields[:, :1] if self.skip else 0.0
         if self.reconstruction is not None:
             base = self._reconstructed(measurements, mask, held_out, grid)
@@ -128,6 +134,19 @@ class NIO(nn.Module):
         encoded = self.encoder(flat[kept])
         return encoded.new_zeros(len(flat), encoded.shape[1]).index_put((kept,), encoded).unflatten(0, y.shape[:2])
 
+    def _reference(self, descriptors: Tensor) -> Tensor | None:
+        """What to take off measurements with these descriptors, (L, numbers) or (batch, L, numbers): the usual ones' r between them.
+
+        An exponential kernel interpolates; far from all usual descriptors it falls back to the mean of all r.
+        """
+        known, r = self.descriptors, self.scale.reference
+        if known is None or r is None or not self.scale.usual:
+            return None
+        distances = torch.cdist(known, known)
+        width = distances.median().clamp(min=torch.finfo(known.dtype).tiny)
+        weights = torch.linalg.solve(torch.exp(-distances / width), r - r.mean(0))
+        return r.mean(0) + torch.exp(-torch.cdist(descriptors, known) / width) @ weights
+
     def _fields(self, coefficients: Tensor, grid: Grid) -> Field:
         """f (batch, fields, *grid)"""
         points = grid.cartesian_points(dtype=coefficients.dtype, device=coefficients.device).flatten(0, -2)
@@ -142,7 +161,11 @@ class NIO(nn.Module):
         points = grid.points(dtype=base.dtype, device=base.device).flatten(0, -2)
         return interpolate(base, self.grid, points).mT.unflatten(-1, grid.shape)
 
-    def _descriptors(self, given: Tensor | None, L: int) -> Tensor:
+    def _descriptors(self, given: Tensor | None, L: int) -> Tensor | None:
+        if self.embedding is None:
+            if given is not None:
+                raise ValueError("descriptors were given to a model without; build it with descriptors=(L, d) numbers.")
+            return None
         if given is None:
             given = self.descriptors
             if given is None or given.shape[0] != L:
@@ -169,11 +192,14 @@ class NIO(nn.Module):
         encoder_channels: Sequence[int] | None = None,
         descriptors: Sequence[Sequence[float]] | Tensor | None = None,
         features: int = 128,
-        pooling: Sequence[str] = POOLINGS,
+        pooling: Sequence[str] = ("mean",),
         queries: int = 4,
+        latent: int | None = 64,
+        latent_rank: int = 16,
         fields: int = 16,
         basis: int = 64,
         mixer: Sequence[int] | None = (256,),
+        linear_paths: bool = True,
         trunk: Sequence[int] = (128, 128, 128),
         trunk_features: int | None = 64,
         fourier_scale: float = 1.0,
@@ -184,6 +210,7 @@ class NIO(nn.Module):
         positive: bool = True,
         whitening: float | None = None,
         noise: float = 0.01,
+        difference: bool = True,
         lifting: str = "trained",
         reconstruction: KernelRidge | Mapping[str, Any] | None = None,
     ) -> NIO:
@@ -200,10 +227,12 @@ class NIO(nn.Module):
             descriptors: (L, d) numbers that tell the usual measurements apart; None for none.
             features: of an encoded measurement.
             pooling, queries: see `MeasurementMixing`.
+            latent, latent_rank: see `LatentLeastSquares`, which needs descriptors; None for no pooling but `pooling`.
             fields: feature channels that the trunk makes.
             basis: functions of the trunk.
             mixer: hidden widths from the pooled features to the coefficients; None for the identity, which needs
                 the mean alone, one field, and as many features as functions.
+            linear_paths: linear maps beside the perceptrons of encoder and mixer, which then correct what is linear in the measurements.
             trunk: hidden widths of the trunk.
             trunk_features: so many random Fourier features of the coordinates go into the trunk; None for the coordinates themselves, from
                 which it learns what varies slowly first, and the finest part of a coefficient perhaps never.
@@ -214,6 +243,7 @@ class NIO(nn.Module):
             skip: add the first feature channel to R's output, so that R corrects a field that is linear in the functions of the trunk.
             positive: the coefficient is an exponential.
             whitening, noise: see `InverseUnits`; None whitens by 1/2 where a measurement is small enough.
+            difference: take off every measurement the mean of its kind over the training set, which needs descriptors: see `InverseUnits`.
             lifting: "frozen" keeps the first map of the Fourier part as it was drawn: a fault of the published code, for ablations.
             reconstruction: a fitted `KernelRidge`, or its recipe, whose output R corrects.
         """
@@ -230,15 +260,20 @@ class NIO(nn.Module):
                 f"descriptors have shape {tuple(table.shape)} or are the same for two measurements; give (L, d) numbers, all rows distinct."
             )
         mixing = MeasurementMixing(features, pooling, queries=queries)
-        if mixer is None and (fields != 1 or mixing.out_features != basis):
+        least_squares = None
+        if table is not None and latent is not None:
+            least_squares = LatentLeastSquares(features, table.shape[1], latent=latent, rank=latent_rank)
+        pooled = mixing.out_features + (least_squares.latent if least_squares is not None else 0)
+        if mixer is None and (fields != 1 or pooled != basis):
             raise ValueError(
-                f"mixer=None makes {fields} fields of {basis} functions from {mixing.out_features} features; give fields=1, pooling=('mean',) "
+                f"mixer=None makes {fields} fields of {basis} functions from {pooled} features; give fields=1, pooling=('mean',) "
                 "and features equal to basis, or hidden widths."
             )
         units = InverseUnits.build(
-            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
-        )
-        widths = None if mixer is None else (mixing.out_features, *mixer, fields * basis)
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise,
+            usual=0 if table is None or not difference else len(table),
+        )  # fmt: skip
+        widths = None if mixer is None else (pooled, *mixer, fields * basis)
         is_reconstructed = reconstruction is not None
         refine = FNO.build(
             modes, fields + is_reconstructed, 1, hidden_channels, n_layers=n_layers,
@@ -251,9 +286,11 @@ class NIO(nn.Module):
             values = {name: value for name, value in reconstruction.items() if name != "model"}
             reconstruction = KernelRidge.build(**values)
         model = cls(
-            _encoder(encoder, in_channels, tuple(sensors), features, encoder_channels),
+            _encoder(encoder, in_channels, tuple(sensors), features, encoder_channels, linear_paths),
             mixing,
-            nn.Sequential(nn.Identity() if widths is None else MLP(widths), nn.Unflatten(-1, (fields, basis))),
+            nn.Sequential(
+                nn.Identity() if widths is None else MLP(widths, skip=linear_paths), nn.Unflatten(-1, (fields, basis))
+            ),
             nn.Sequential(
                 BoxCoordinates(grid.box),
                 *_waves(grid.dim, trunk_features, fourier_scale),
@@ -266,6 +303,7 @@ class NIO(nn.Module):
             scale=units,
             grid=grid,
             embedding=None if table is None else MLP((table.shape[1], features, 2 * features)),
+            latent=least_squares,
             descriptors=table,
             reconstruction=reconstruction,
             skip=skip,
@@ -275,9 +313,9 @@ class NIO(nn.Module):
             "hidden_channels": hidden_channels, "encoder": encoder,
             "encoder_channels": None if encoder_channels is None else list(encoder_channels),
             "descriptors": None if table is None else table.tolist(), "features": features, "pooling": list(mixing.pooling),
-            "queries": queries, "fields": fields, "basis": basis, "mixer": None if mixer is None else list(mixer),
+            "queries": queries, "latent": latent, "latent_rank": latent_rank, "linear_paths": linear_paths, "fields": fields, "basis": basis, "mixer": None if mixer is None else list(mixer),
             "trunk": list(trunk), "trunk_features": trunk_features, "fourier_scale": fourier_scale, "n_modes": modes, "n_layers": n_layers, "padding": padding, "skip": skip,
-            "positive": positive, "whitening": units.whitening, "noise": noise,
+            "positive": positive, "whitening": units.whitening, "noise": noise, "difference": difference,
             "lifting": lifting, "reconstruction": reconstruction.recipe if reconstruction is not None else None,
         }  # fmt: skip
         return model
@@ -322,7 +360,7 @@ def _waves(dim: int, features: int | None, scale: float) -> list[nn.Module]:
 
 
 def _encoder(
-    kind: str, in_channels: int, sensors: tuple[int, ...], features: int, channels: Sequence[int] | None
+    kind: str, in_channels: int, sensors: tuple[int, ...], features: int, channels: Sequence[int] | None, skip: bool
 ) -> nn.Module:
     if kind not in ENCODERS:
         raise ValueError(f"encoder is {kind!r}; give one of {', '.join(ENCODERS)}.")
@@ -330,7 +368,7 @@ def _encoder(
         raise ValueError(f"encoder {kind!r} takes sensors along one axis, but sensors is {sensors}.")
     given = () if channels is None else (channels,)
     if kind == "perceptron":
-        return FlatEncoder(in_channels, sensors, features, *given)
+        return FlatEncoder(in_channels, sensors, features, *given, skip=skip)
     if kind == "image":
         return ImageEncoder(in_channels, sensors, features, *given)
     if kind == "published":

@@ -65,6 +65,7 @@ class StackedDeepONet(nn.Module):
         positive: bool = True,
         whitening: float | None = None,
         noise: float = 0.01,
+        difference: bool = True,
     ) -> StackedDeepONet:
         """The usual parts from plain values, which `model.recipe` keeps.
 
@@ -76,12 +77,14 @@ class StackedDeepONet(nn.Module):
             trunk_features, fourier_scale: as of `NIO.build`.
             positive: the field is an exponential.
             whitening, noise: of single measurements, see `InverseUnits`; None whitens by 1/2 where they are small enough.
+            difference: take off every measurement its mean over the training set.
         """
         grid = grid if isinstance(grid, Grid) else Grid.from_json(grid)
         check_sizes(n_measurements=n_measurements, in_channels=in_channels, basis=basis)
         units = InverseUnits.build(
-            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise
-        )
+            in_channels * math.prod(sensors), positive=positive, whitening=whitening, noise=noise,
+            usual=n_measurements if difference else 0,
+        )  # fmt: skip
         size = n_measurements * in_channels * math.prod(sensors)
         model = cls(
             MLP((size, *branch, basis)),
@@ -99,6 +102,6 @@ class StackedDeepONet(nn.Module):
             "model": cls.__name__, "n_measurements": n_measurements, "sensors": list(sensors), "in_channels": in_channels,
             "grid": grid.to_json(), "basis": basis, "branch": list(branch), "trunk": list(trunk),
             "trunk_features": trunk_features, "fourier_scale": fourier_scale, "positive": positive,
-            "whitening": units.whitening, "noise": noise,
+            "whitening": units.whitening, "noise": noise, "difference": difference,
         }  # fmt: skip
         return model

@@ -102,7 +102,7 @@ def test_networks_of_a_problem_train_alike() -> None:
 def test_ablations_change_one_thing() -> None:
     full = inverse.settings("calderon", "nio", "cpu")
     ablations = [m for m, entry in TABLE["methods"].items() if entry.get("base") == "nio" and "problems" in entry]
-    assert len(ablations) == 9
+    assert len(ablations) == 12
     for method in ablations:
         chosen = inverse.settings("calderon", method, "cpu")
         changed = [key for key in full if chosen[key] != full[key]]

@@ -203,6 +203,40 @@ def test_units_whiten_what_is_above_the_noise() -> None:
         InverseUnits(5000)
 
 
+def test_differences_are_from_the_mean_of_each_measurement() -> None:
+    y = measured(6) + 10 * torch.arange(5).double().view(5, 1, 1)
+    fields = torch.rand(6, 1, 9, 9).double() + 1
+    y[2, 3] = torch.nan
+    for whitening in (0.0, 0.5):
+        units = InverseUnits(16, whitening=whitening, usual=5).double().fit(y, fields)
+        seen = units.measurements(y)
+        torch.testing.assert_close(seen.nanmean(0), torch.zeros(5, 1, 16).double(), rtol=0, atol=1e-10)
+        assert abs(float(seen.square().nanmean().sqrt()) - 1) < 1e-10
+        torch.testing.assert_close(units.measurements(y, units.reference), seen, equal_nan=True)
+        with pytest.raises(ValueError, match="there are 4 measurements and the model knows 5"):
+            units.measurements(y[:, :4])
+        with pytest.raises(ValueError, match="has 4 measurements of each sample"):
+            units.fit(y[:, :4], fields)
+    common = InverseUnits(16).double().fit(y, fields)
+    assert common.reference.shape == (1, 16), "measurements without an identity share their mean"
+    with pytest.raises(ValueError, match="usual is 5"):
+        InverseUnits(usual=5)
+
+
+def test_the_reference_of_other_measurements_is_interpolated_between_the_usual_ones() -> None:
+    model, y = nio(), measured(6) + torch.arange(5).double().view(5, 1, 1)
+    model.scale.fit(y, torch.rand(6, 1, 9, 9).double() + 1)
+    order, r = torch.tensor([3, 0, 4, 1, 2]), model.scale.reference
+    torch.testing.assert_close(model(y[:, order], descriptors=model.descriptors[order]), model(y), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(model._reference(model.descriptors[order]), r[order], rtol=1e-10, atol=1e-10)
+    between = model._reference((model.descriptors[1] + model.descriptors[2])[None] / 2)[0]
+    assert bool(((between > r[1].minimum(r[2]) - 0.5) & (between < r[1].maximum(r[2]) + 0.5)).all())
+    far = model._reference(torch.full((1, 2), 1e6).double())[0]
+    torch.testing.assert_close(far, r.mean(0))
+    assert nio(difference=False)._reference(DESCRIPTORS.double()) is None
+    assert nio(descriptors=None).latent is None
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -247,5 +281,7 @@ def test_the_baselines_take_masks_as_zeros(build) -> None:
     zeros = torch.where(mask[..., None, None], y, 0.0)
     y[:, ~mask[0]] = torch.nan
     torch.testing.assert_close(model(y, mask=mask), model(zeros))
-    with pytest.raises(ValueError, match="expects"):
+    with pytest.raises(ValueError, match="there are 3 measurements and the model knows 5"):
         model(y[:, :3])
+    with pytest.raises(ValueError, match="expects"):
+        build(5, (16,), 1, GRID, difference=False).double()(y[:, :3])
