@@ -112,9 +112,9 @@ class NIO(nn.Module):
         features = self._encoded(self.scale.measurements(measurements, reference), mask)
         if self.embedding is not None:
             gain, shift = self.embedding(said).chunk(2, dim=-1)
-            features = F.gelu(features * (1 + gain) + shift)
-        pooled = self.mixing(features, mask)
-        if self.latent is not None and said is not None:
+            features = features * (1 + gain) + shift
+        pooled = self.mixing(features if self.embedding is None else F.gelu(features), mask)
+        if self.latent is not None and said is not None:  # before the activation: what is linear in a measurement stays so
             pooled = torch.cat([pooled, self.latent(features, said, mask)], dim=1)
         grid = self.grid if shape is None else self.grid.with_shape(shape)
         fields = self._fields(self.coefficients(pooled), grid)
