@@ -23,6 +23,11 @@ def test_short_training(tmp_path: Path) -> None:
     results = json.loads((out / "results.json").read_text())
     clean, noisy = (results["rows"][f"Burgers discovery, {name}"] for name in ("clean", "5 % noise"))
     assert clean["error"] == error == max(clean["convection"], clean["viscosity"]) and clean["seconds"] > 0
+    classical = results["reference"]["fit_by_the_solver"]
+    assert max(classical["convection_error"], classical["viscosity_error"]) < 1e-4 and classical["steps"] > 2
+    noisy_classical = results["reference"]["fits_by_the_solver_with_noise"]["draws"]
+    assert len(noisy_classical) == 2 and all(abs(one["z_viscosity"]) < 4 for one in noisy_classical)
+    assert all(1e-4 < one["viscosity_error"] < 0.05 for one in noisy_classical), "noise moves what is found"
     assert clean["error_u"] < 2e-3 and results["reference"]["error"] < 1e-9 and results["points"] == 500
     assert len(noisy["draws"]) == 2 and noisy["error"] == 1 - noisy["within_both"] / 2
     for draw in noisy["draws"]:
@@ -38,8 +43,9 @@ def test_short_training(tmp_path: Path) -> None:
 
 def test_no_noise_at_all(tmp_path: Path) -> None:
     short = SHORT | {"draws": 0, "iterations": 100, "resample_every": 100, "points": 200}
-    example("burgers_discovery").main(viscosity=0.3 / math.pi, **short, out=tmp_path)
-    assert list(json.loads((tmp_path / "results.json").read_text())["rows"]) == ["Burgers discovery, clean"]
+    example("burgers_discovery").main(viscosity=0.3 / math.pi, classical=False, **short, out=tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["rows"]) == ["Burgers discovery, clean"] and "fit_by_the_solver" not in results["reference"]
     assert not (tmp_path / "noise.png").exists()
 
 
@@ -47,6 +53,9 @@ def test_no_noise_at_all(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_the_full_setting_reaches_what_the_table_requires(tmp_path: Path) -> None:
     assert example("burgers_discovery").main(out=tmp_path) < 1e-3
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = results["rows"]
     assert rows["Burgers discovery, clean"]["convection"] < 1e-4
     assert rows["Burgers discovery, 1 % noise"]["within_both"] >= 8
+    classical = results["reference"]["fit_by_the_solver"]
+    assert max(classical["convection_error"], classical["viscosity_error"]) < 1e-5
