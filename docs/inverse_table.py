@@ -60,21 +60,28 @@ def cost(path: Path) -> str:
 
 
 def ablations(path: Path) -> str:
-    """One change at a time to the better NIO: medians over seeds of the median relative L1, in per cent, and over that of the whole; then the tail
-    and the steps that were made.
+    """One change at a time to the better NIO, a table a problem: medians over seeds of the median relative L1, in per cent, and over that of
+    the whole; then the tail and the steps that were made.
     """
+    parts = [(entry["title"], _ablations(path, problem)) for problem, entry in rows()["problems"].items()]
+    return "\n\n".join(f"### {title}\n\n{lines}" for title, lines in parts if lines) or "*Not measured yet.*"
+
+
+def _ablations(path: Path, problem: str) -> str | None:
+    """The table of one problem; None where nothing but the whole was measured."""
+    changed = {
+        n: m for n, m in rows()["methods"].items() if m.get("base") == ABLATED and problem in m.get("problems", [])
+    }
+    counts = rows()["problems"][problem]["counts"]
+    whole = [_errors(runs(path), problem, ABLATED, {"measurements": count, "noise": 0.0}) for count in counts]
+    if not changed or not all(whole):
+        return None
+    tail = f"90th percentile of L2, {counts[0]} measurements"
+    header = ("network", "seeds", *(f"{count} measurements" for count in counts), tail, "steps")
     lines: list[list[Any]] = []
-    header: tuple[str, ...] = ()
-    for name, method in rows()["methods"].items():
-        if name != ABLATED and not (method.get("base") == ABLATED and "problems" in method):
-            continue
-        problem = method.get("problems", ["calderon"])[0]
-        counts = rows()["problems"][problem]["counts"]
-        tail = f"90th percentile of L2, {counts[0]} measurements"
-        header = ("network", "seeds", *(f"{count} measurements" for count in counts), tail, "steps")
+    for name, method in ({ABLATED: rows()["methods"][ABLATED]} | changed).items():
         errors = [_errors(runs(path), problem, name, {"measurements": count, "noise": 0.0}) for count in counts]
-        whole = [_errors(runs(path), problem, ABLATED, {"measurements": count, "noise": 0.0}) for count in counts]
-        if all(errors) and all(whole):
+        if all(errors):
             cells = [
                 f"{_per_cent(statistics.median(e))} (x {statistics.median(e) / statistics.median(w):.2f})"
                 for e, w in zip(errors, whole, strict=True)
@@ -83,7 +90,7 @@ def ablations(path: Path) -> str:
             worst = statistics.median(_errors(runs(path), problem, name, case, norm="l2", what="p90"))
             steps = [run["steps"] for run in runs(path) if (run["problem"], run["method"]) == (problem, name)]
             lines.append([method["title"], len(steps), *cells, _per_cent(worst), int(statistics.median(steps))])
-    return table(header, lines) if lines else "*Not measured yet.*"
+    return table(header, lines)
 
 
 def _setting(done: Sequence[Run]) -> str:
