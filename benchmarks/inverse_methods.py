@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.inverse_questions import Case, Question, pieces
+from benchmarks.inverse_questions import Case, Question, pieces, seen
 from benchmarks.inverse_training import VALIDATION_NOISE, train
 from opflow import Batch, Grid
 from opflow.batch import apply_model
@@ -90,7 +90,9 @@ def constant(question: Question, settings: Mapping[str, Any], seed: int, device:
 def ridge(question: Question, settings: Mapping[str, Any], seed: int, device: str) -> Fitted:
     """Kernel ridge on principal components."""
     model = fitted_ridge(question, settings["model"])
-    return Fitted(network_of(model), parameters=model.coefficients.numel(), details={"length": float(model.length)})
+    return Fitted(
+        network_of(model, settings), parameters=model.coefficients.numel(), details={"length": float(model.length)}
+    )
 
 
 def fitted_ridge(question: Question, options: Mapping[str, Any]) -> KernelRidge:
@@ -101,7 +103,7 @@ def fitted_ridge(question: Question, options: Mapping[str, Any]) -> KernelRidge:
     batch = question.train.read(range(len(question.train)))
     noisy = add_noise(batch.input, level, torch.Generator().manual_seed(0))
     model = KernelRidge.build(L, sensors, channels, question.grid, **options)
-    return model.fit(noisy, batch.target)
+    return model.fit(seen(question.settings, noisy), batch.target)
 
 
 class Guarded:
@@ -224,17 +226,20 @@ def network(question: Question, settings: Mapping[str, Any], seed: int, device: 
     before = time.process_time() - start
     model = built(question, settings, reconstruction).to(device)
     details = train(model, question, settings, seed, held_out=reconstruction is not None, already=before)
-    return Fitted(network_of(model), sum(p.numel() for p in model.parameters() if p.requires_grad), details=details)
+    return Fitted(
+        network_of(model, settings), sum(p.numel() for p in model.parameters() if p.requires_grad), details=details
+    )
 
 
-def network_of(model: torch.nn.Module) -> Callable[[Batch, Case], Tensor]:
+def network_of(model: torch.nn.Module, settings: Mapping[str, Any]) -> Callable[[Batch, Case], Tensor]:
     """A model's answers, batch by batch, wherever its weights are."""
     where = next((p.device for p in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
     @torch.no_grad()
     def predict(batch: Batch, case: Case) -> Tensor:
         model.eval()
-        return torch.cat([apply_model(model, part.to(where)).cpu() for part in pieces(batch)])
+        asked = replace(batch, input=seen(settings, batch.input))
+        return torch.cat([apply_model(model, part.to(where)).cpu() for part in pieces(asked)])
 
     return predict
 

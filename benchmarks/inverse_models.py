@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.inverse_questions import Question
+from benchmarks.inverse_questions import Question, seen
 from opflow.models import NIO, EncoderDecoder, KernelRidge, StackedDeepONet
 
 # What makes a model: whether it wants the number of measurements first.
@@ -36,5 +36,5 @@ def built(question: Question, settings: Mapping[str, Any], reconstruction: Kerne
     first = (L, sensors, channels, question.grid) if counted else (sensors, channels, question.grid)
     model = build(*first, **options)
     batch = question.train.read(range(len(question.train)))
-    model.scale.fit(batch.input, batch.target)
+    model.scale.fit(seen(settings, batch.input), batch.target)
     return model

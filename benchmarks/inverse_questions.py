@@ -41,6 +41,11 @@ def folder_of(settings: Mapping[str, Any]) -> str:
     return settings["data"] if enough else f"{settings['data']}-{settings['train']}"
 
 
+def seen(settings: Mapping[str, Any], measurements: Tensor) -> Tensor:
+    """What a learned method sees of measurements: sign(y) log(1 + |y|) where the settings say `compressed`, else y."""
+    return measurements.sign() * measurements.abs().log1p() if settings.get("compressed") else measurements
+
+
 class Question:
     """A problem's data sets, of the sizes that the settings ask for, and what is measured of the test samples."""
 

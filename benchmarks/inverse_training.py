@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.inverse_questions import Case, Question, pieces
+from benchmarks.inverse_questions import Case, Question, pieces, seen
 from opflow import Batch
 from opflow.data import Batches, random_subsets
 from opflow.losses import DataMisfit, relative_l1
@@ -74,6 +75,7 @@ def corrupted(settings: Mapping[str, Any], held_out: bool) -> Any:
         if subsets:
             mask = random_subsets(n, L, generator) | (torch.rand(n, 1, generator=generator) < complete)
         extra = {"held_out": batch.index} if held_out else None
+        noisy = seen(settings, noisy)
         return Batch(noisy, batch.target, parameters=extra, mask=mask, weight=batch.weight, index=batch.index)
 
     return transform
@@ -107,8 +109,8 @@ def train(
         how["learning_rate"],
         weight_decay=how.get("weight_decay", 1e-4),
     )
-    seen = [
-        part
+    validation = [
+        replace(part, input=seen(settings, part.input))
         for count in settings["counts"]
         for part in pieces(question.measured(question.validation, Case(count, VALIDATION_NOISE)))
     ]
@@ -124,7 +126,7 @@ def train(
         spent = budget.share * settings["seconds"]
         if spent >= due or budget.spent():
             with budget.paused():
-                error = evaluate(model, seen, relative_l1)
+                error = evaluate(model, validation, relative_l1)
                 curve.append([record.step, round(spent, 1), error])
                 due = spent + every
                 if error < best[0]:

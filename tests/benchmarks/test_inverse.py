@@ -16,7 +16,7 @@ import torch
 from benchmarks import inverse
 from benchmarks.inverse_methods import METHODS, Guarded, _on_disc, run
 from benchmarks.inverse_models import BUILDERS, built
-from benchmarks.inverse_questions import Case, Question, folder_of
+from benchmarks.inverse_questions import Case, Question, folder_of, seen
 from benchmarks.inverse_training import Budget, corrupted
 from opflow import Batch, Grid, problems
 from opflow.data import FieldDataset, generate
@@ -162,6 +162,20 @@ def test_errors_are_relative_norms_over_the_domain(data: Path) -> None:
     assert torch.allclose(errors["l2"], torch.tensor([0.0, 1 / 12], dtype=torch.float64))
     with pytest.raises(ValueError, match="holds 10 samples, but 11 are asked for"):
         Question(settings_of("constant", test=11), data)
+
+
+def test_compressed_measurements_keep_their_order_and_their_noise() -> None:
+    y = torch.linspace(-200, 200, 41).view(1, 1, 1, 41)
+    assert torch.equal(seen({}, y), y)
+    z = seen({"compressed": True}, y)
+    assert bool((z.diff() > 0).all()) and torch.equal(z.sign(), y.sign()) and float(z.abs().max()) < 6
+    batch = Batch(y, torch.ones(1, 1, 3), index=torch.tensor([0]))
+    how = {"training": {"noise": 0.1, "subsets": False}}
+    plain, small = (
+        corrupted(settings, False)(batch, torch.Generator().manual_seed(0)).input
+        for settings in (how, how | {"compressed": True})
+    )
+    torch.testing.assert_close(small, seen({"compressed": True}, plain))
 
 
 def test_batches_are_corrupted_sample_by_sample() -> None:
