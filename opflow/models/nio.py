@@ -107,15 +107,15 @@ class NIO(nn.Module):
         kept = as_kept(mask, measurements)
         if kept is not None:
             measurements = measurements.where(kept, measurements.new_zeros(()))
-        said = self._descriptors(descriptors, measurements.shape[1])
+        g = self._descriptors(descriptors, measurements.shape[1])
         reference = None if descriptors is None else self._reference(descriptors)
         features = self._encoded(self.scale.measurements(measurements, reference), mask)
         if self.embedding is not None:
-            gain, shift = self.embedding(said).chunk(2, dim=-1)
+            gain, shift = self.embedding(g).chunk(2, dim=-1)
             features = features * (1 + gain) + shift
         pooled = self.mixing(features if self.embedding is None else F.gelu(features), mask)
-        if self.latent is not None and said is not None:  # before the activation: what is linear in a measurement stays so
-            pooled = torch.cat([pooled, self.latent(features, said, mask)], dim=1)
+        if self.latent is not None and g is not None:  # before the activation: what is linear in a measurement stays so
+            pooled = torch.cat([pooled, self.latent(features, g, mask)], dim=1)
         grid = self.grid if shape is None else self.grid.with_shape(shape)
         fields = self._fields(self.coefficients(pooled), grid)
         raw = fields[:, :1] if self.skip else 0.0
