@@ -22,6 +22,7 @@ from opflow.models import KernelRidge
 from opflow.pde import add_noise
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+TRIED = 4  # validation samples on which Gauss-Newton's settings are chosen
 PROBES = 8  # validation samples that the error of the discretisation is taken from, and inversions that are timed
 
 
@@ -128,7 +129,8 @@ def newton(question: Question, settings: Mapping[str, Any], seed: int, device: s
     """Gauss-Newton with a prior of the settings' choice; the misfit it may leave is that of noise and discretisation together.
 
     The error of the discretisation is that of the forward map on the stored grid against the finer solves of some validation
-    samples, whose coefficients are known.
+    samples, whose coefficients are known. Where the prior cannot hold the coefficients, what it misses counts as noise, too: of the
+    settings' `levels` the one is taken that is best on the first validation samples.
     """
     options = settings["newton"]
     forward = Guarded(question)
@@ -139,20 +141,32 @@ def newton(question: Question, settings: Mapping[str, Any], seed: int, device: s
     prior = _prior(question, options)
     steps, discrepancy = options.get("steps", 20), options.get("discrepancy")
 
-    def invert(y: Tensor, mask: Tensor | None, case: Case) -> Tensor:
+    def invert(y: Tensor, mask: Tensor | None, case: Case, missed: float) -> Tensor:
         y = y.double()
-        level = max((floor**2 + case.noise**2) ** 0.5, options.get("least", 1e-4))
+        level = max((floor**2 + case.noise**2 + missed**2) ** 0.5, options.get("least", 1e-4))
         deviation = level * float(y.square().mean().sqrt())
         estimate = gauss_newton(
             forward, y, prior, deviation=deviation, mask=mask, max_steps=steps, discrepancy=discrepancy
         )
         return question.full_grid.subsample(estimate.field, question.stride)
 
-    def predict(batch: Batch, case: Case) -> Tensor:
+    def predict(batch: Batch, case: Case, missed: float) -> Tensor:
         masks = [None] * batch.batch_size if batch.mask is None else list(batch.mask)
-        return torch.stack([invert(y, mask, case) for y, mask in zip(batch.input, masks, strict=True)])[:, None]
+        return torch.stack([invert(y, mask, case, missed) for y, mask in zip(batch.input, masks, strict=True)])[:, None]
 
-    return Fitted(predict, slow=True, details={"discretisation": floor, "modes": prior.n_modes})
+    levels = options.get("levels", [0.0])
+    case = Case(settings["counts"][0], VALIDATION_NOISE)
+    few = question.measured(question.validation, case, TRIED)
+    errors = [
+        float(question.errors(predict(few, case, level), few.target)["l1"].median()) if len(levels) > 1 else 0.0
+        for level in levels
+    ]
+    best = levels[min(range(len(levels)), key=errors.__getitem__)]
+    return Fitted(
+        lambda batch, case: predict(batch, case, best),
+        slow=True,
+        details={"discretisation": floor, "modes": prior.n_modes, "missed": best},
+    )
 
 
 def linearised(question: Question, settings: Mapping[str, Any], seed: int, device: str) -> Fitted:
