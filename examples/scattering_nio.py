@@ -40,12 +40,12 @@ def main(
     stride: int = 3,
     samples: int = 1024,
     test_samples: int = 64,
-    epochs: int = 20,
+    epochs: int = 40,
     batch_size: int = 16,
     hidden_channels: int = 16,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     noise: float = 0.05,
-    ridge_first: bool = True,
+    ridge_first: bool = False,
     seed: int = 0,
     data_folder: Path = Path("data"),
     out: Path = Path("runs/scattering_nio"),
@@ -92,7 +92,7 @@ def main(
         L, sensors, channels, grid, components=min(150, samples // 2), targets=min(80, samples // 2)
     ).fit(seen, everything.target)
     model = NIO.build(
-        sensors, channels, grid, hidden_channels, descriptors=problem.descriptors.float(),
+        sensors, channels, grid, hidden_channels, encoder="perceptron", descriptors=problem.descriptors.float(),
         reconstruction=ridge if ridge_first else None,
     )  # fmt: skip
     model.scale.fit(seen, everything.target)
