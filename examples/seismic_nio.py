@@ -31,7 +31,7 @@ from opflow.files import claim_folder, write_json
 from opflow.losses import DataMisfit, relative_l1, relative_l1_errors
 from opflow.models import NIO, KernelRidge
 from opflow.pde import add_noise
-from opflow.plotting import plot_convergence, plot_fields, save_figure
+from opflow.plotting import plot_convergence, plot_images, save_figure
 from opflow.problems import AcousticWaveform
 from opflow.training import evaluate, fit, save_checkpoint
 
@@ -200,21 +200,29 @@ def main(
         print(f"{name:25s}" + "".join(f"{v:9.2%}" for v in list(rows[name].values())[:-1]) + f"{seconds:9.3f} s")
     print("columns: " + "; ".join(f"{c} shots, noise {n:g}: all, first {waveform_samples}" for c, n in cases))
 
-    shown = [
-        {
-            "constant answer": constant[0, 0],
-            "speed of sound, m/s": test.read([i]).target[0, 0],
-            "neural inverse operator": answers["neural inverse operator"][i, 0],
+    pictures: dict[str, dict[str, Tensor]] = {}
+    for i in range(min(3, waveform_samples, test_samples)):
+        truth = test.read([i]).target[0, 0]
+        found = {"truth": truth} | {name: answer[min(i, len(answer) - 1), 0] for name, answer in answers.items()}
+        pictures[f"speed {i + 1}, m/s"] = {name: upright(field) for name, field in found.items()}
+        pictures[f"error {i + 1}, m/s"] = {
+            f"{float(relative_l1(field[None, None], truth[None, None])):.1%}" if name != "truth" else " ": upright(
+                field - truth
+            )
+            for name, field in found.items()
         }
-        for i in range(min(4, test_samples))
-    ]
-    names = list(shown[0])
-    figure = plot_fields(shown, grid, input=names[0], reference=names[1], prediction=names[2])
+    errors_of = [name for name in pictures if name.startswith("error")]
+    figure = plot_images(pictures, grid, signed=errors_of, title="depth downwards; relative L1 errors")
     print(f"picture: {save_figure(figure, out / 'grounds.png')}")
     figure = plot_convergence({"validation": tuple(zip(*history, strict=True))}, xlabel="epoch", ylabel="relative L1")
     print(f"picture: {save_figure(figure, out / 'convergence.png')}")
     write_json(out / "results.json", {"rows": rows, "settings": {"samples": samples, "epochs": epochs, "size": size}})
     return rows["neural inverse operator"][f"{L} shots, noise 0"]
+
+
+def upright(field: Tensor) -> Tensor:
+    """(z, x) -> (x, upwards), as pictures of the ground are drawn."""
+    return field.T.flip(1)
 
 
 def asked(data: FieldDataset, count: int, level: float, n: int | None = None) -> Batch:
