@@ -128,7 +128,5 @@ def stacked(measurements: Tensor, mask: Tensor | None, scale: InverseUnits, owne
     if kept is None:
         return scale.measurements(measurements).flatten(1, 2)
     zero = measurements.new_zeros(())
-    y = scale.measurements(
-        measurements.where(kept, zero)
-    )  # what is masked may be NaN, and zero is the mean where there is one
+    y = scale.measurements(measurements.where(kept, zero))  # what is masked may be NaN
     return y.where(kept, zero).flatten(1, 2)

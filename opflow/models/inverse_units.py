@@ -18,7 +18,7 @@ class InverseUnits(nn.Module):
 
     r_l is the mean of measurement l over the samples where the measurements are the same ones in every sample, so that networks see
     the difference from a mean domain, as in difference imaging: most of a measurement is what any domain answers to the same
-    excitation. Of measurements without an identity it is the mean of all of them.
+    excitation. Of measurements without an identity it is the mean of all of them where these are whitened, and zero else.
 
     W = V f(Lambda) V^T,   f(lambda) = (lambda + nu^2)^(-w / 2) lambda / (lambda + nu^2)
 

@@ -143,7 +143,7 @@ class NIO(nn.Module):
         if known is None or r is None or not self.scale.usual:
             return None
         distances = torch.cdist(known, known)
-        width = distances.median().clamp(min=torch.finfo(known.dtype).tiny)
+        width = distances.mean().clamp(min=torch.finfo(known.dtype).tiny)
         weights = torch.linalg.solve(torch.exp(-distances / width), r - r.mean(0))
         return r.mean(0) + torch.exp(-torch.cdist(descriptors, known) / width) @ weights
 
