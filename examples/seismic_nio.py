@@ -206,9 +206,7 @@ def main(
         found = {"truth": truth} | {name: answer[min(i, len(answer) - 1), 0] for name, answer in answers.items()}
         pictures[f"speed {i + 1}, m/s"] = {name: upright(field) for name, field in found.items()}
         pictures[f"error {i + 1}, m/s"] = {
-            f"{float(relative_l1(field[None, None], truth[None, None])):.1%}" if name != "truth" else " ": upright(
-                field - truth
-            )
+            f"{name}\n{float(relative_l1(field[None, None], truth[None, None])):.1%}": upright(field - truth)
             for name, field in found.items()
         }
     errors_of = [name for name in pictures if name.startswith("error")]
