@@ -155,13 +155,12 @@ def newton(question: Question, settings: Mapping[str, Any], seed: int, device: s
         return torch.stack([invert(y, mask, case, missed) for y, mask in zip(batch.input, masks, strict=True)])[:, None]
 
     levels = options.get("levels", [0.0])
-    case = Case(settings["counts"][0], VALIDATION_NOISE)
-    few = question.measured(question.validation, case, TRIED)
-    errors = [
-        float(question.errors(predict(few, case, level), few.target)["l1"].median()) if len(levels) > 1 else 0.0
-        for level in levels
-    ]
-    best = levels[min(range(len(levels)), key=errors.__getitem__)]
+    best = levels[0]
+    if len(levels) > 1:
+        case = Case(settings["counts"][0], VALIDATION_NOISE)
+        few = question.measured(question.validation, case, TRIED)
+        errors = [float(question.errors(predict(few, case, level), few.target)["l1"].median()) for level in levels]
+        best = levels[min(range(len(levels)), key=errors.__getitem__)]
     return Fitted(
         lambda batch, case: predict(batch, case, best),
         slow=True,
